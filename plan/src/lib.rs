@@ -1,0 +1,15 @@
+//! All that can be computed before anything runs, pure: no clock, no files, no network.
+//!
+//! A [`TrainPlan`] is a recipe with nothing left to default. From it follow the [`Inventory`] of parameters, the flat
+//! [`buckets`] they live in, and the figures that `lampyris plan` prints.
+
+pub mod buckets;
+pub mod ids;
+pub mod inventory;
+pub mod model_spec;
+pub mod train_plan;
+
+pub use ids::{Attempt, Rank, Step};
+pub use inventory::{Inventory, Parameter};
+pub use model_spec::ModelSpec;
+pub use train_plan::TrainPlan;

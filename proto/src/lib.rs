@@ -1,0 +1,1 @@
+//! The gRPC words between cli, scheduler, worker and rank.

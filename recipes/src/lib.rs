@@ -1,0 +1,1 @@
+//! Recipe files and the crate that parses one into a plan::TrainPlan.

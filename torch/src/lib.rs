@@ -1,0 +1,1 @@
+//! The little of libtorch that tch lacks, behind a small C++ shim.

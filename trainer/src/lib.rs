@@ -1,0 +1,1 @@
+//! The rank process: builds from the plan, executes step programs, updates, reports, suspends.

@@ -7,6 +7,8 @@ pub mod buckets;
 pub mod ids;
 pub mod inventory;
 pub mod model_spec;
+pub mod program;
+pub mod segments;
 pub mod train_plan;
 
 pub use ids::{Attempt, Rank, Step};

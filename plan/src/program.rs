@@ -1,0 +1,253 @@
+//! Step programs: what a rank does in one optimizer step, as a list of instructions. Pure data; `trainer` executes it
+//! one instruction after the other, so every overlap in the system is an order of instructions here.
+//!
+//! Gradient leaves (docs/architecture.md, "Canonical reduction"): the micro-batches of a step form L equal consecutive
+//! runs; a run is summed left to right into one fp32 accumulator, and the accumulators are summed as one balanced binary
+//! tree. `FoldLeaf` is one step of that tree, in the manner of a binary counter.
+
+use crate::buckets::Buckets;
+use crate::inventory::{Inventory, Kind};
+use crate::segments::{Graph, Operation, Segment};
+use std::fmt;
+
+/// One instruction of a step program. `micro` counts the micro-batches of the step from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instruction {
+    /// Clear the accumulators that gradient leaf `leaf` will use.
+    BeginLeaf {
+        /// Leaf of this rank, 0-based.
+        leaf: usize,
+    },
+    /// Run a segment.
+    Forward {
+        /// Micro-batch.
+        micro: usize,
+        /// Segment.
+        segment: Segment,
+    },
+    /// Input gradients of a segment; its weight gradients are queued.
+    Backward {
+        /// Micro-batch.
+        micro: usize,
+        /// Segment.
+        segment: Segment,
+    },
+    /// Add the queued weight gradients of a segment to the open leaf.
+    Weight {
+        /// Micro-batch.
+        micro: usize,
+        /// Segment.
+        segment: Segment,
+    },
+    /// Rows from tokens to experts.
+    Dispatch {
+        /// Micro-batch.
+        micro: usize,
+        /// Decoder layer.
+        layer: usize,
+        /// Direction of the pass: in the backward pass this is the gradient of `Dispatch`.
+        pass: Pass,
+    },
+    /// Rows from experts back to tokens.
+    Combine {
+        /// Micro-batch.
+        micro: usize,
+        /// Decoder layer.
+        layer: usize,
+        /// Direction of the pass: in the backward pass this is the gradient of `Combine`.
+        pass: Pass,
+    },
+    /// The bucket has the last contribution of leaf `leaf`: add finished neighbours of the tree together.
+    FoldLeaf {
+        /// Bucket.
+        bucket: usize,
+        /// Leaf just finished.
+        leaf: usize,
+    },
+    /// Global gradient norm over all buckets, in parameter order; clipping factor; NaN guard.
+    GradNorm,
+    /// AdamW on this rank's shard of the bucket; with one rank the shard is the bucket.
+    UpdateShard {
+        /// Bucket.
+        bucket: usize,
+    },
+    /// Gate biases from the expert counts of the global batch (DeepSeek-V3, section 2.1.2).
+    UpdateBias,
+}
+
+/// Direction of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Forward pass.
+    Forward,
+    /// Backward pass.
+    Backward,
+}
+
+/// The instructions of one step and what the executor must allocate for them.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// In order of execution.
+    pub instructions: Vec<Instruction>,
+    /// Micro-batches of the step.
+    pub micro_batches: usize,
+    /// Gradient accumulators per bucket: log2(leaves) + 1.
+    pub accumulators: usize,
+}
+
+/// The accumulator that leaf `leaf` writes: one is taken for every finished subtree before it, which are as many as
+/// `leaf` has bits set.
+pub fn accumulator_of(leaf: usize) -> usize {
+    leaf.count_ones() as usize
+}
+
+/// How many additions follow leaf `leaf`: the finished subtrees that it completes.
+pub fn folds_after(leaf: usize) -> usize {
+    leaf.trailing_ones() as usize
+}
+
+/// The plain program of one rank: micro-batch after micro-batch, forward then backward.
+///
+/// # Panics
+/// If `leaves` is no power of two or does not divide `micro_batches`; `validate` refuses such plans.
+pub fn sequential(
+    graph: &Graph,
+    inventory: &Inventory,
+    buckets: &Buckets,
+    micro_batches: usize,
+    leaves: usize,
+) -> Program {
+    assert!(leaves.is_power_of_two() && micro_batches.is_multiple_of(leaves));
+    let run = micro_batches / leaves;
+    let folds = fold_points(graph, inventory, buckets);
+    let mut instructions = Vec::new();
+    for micro in 0..micro_batches {
+        let leaf = micro / run;
+        if micro % run == 0 {
+            instructions.push(Instruction::BeginLeaf { leaf });
+        }
+        let last_of_leaf = micro % run == run - 1;
+        instructions.extend(graph.forward().into_iter().map(|op| forward(micro, op)));
+        for operation in graph.forward().into_iter().rev() {
+            backward(micro, operation, &mut instructions);
+            if last_of_leaf {
+                let done = folds.iter().filter(|(point, _)| *point == operation);
+                instructions
+                    .extend(done.map(|&(_, bucket)| Instruction::FoldLeaf { bucket, leaf }));
+            }
+        }
+    }
+    instructions.push(Instruction::GradNorm);
+    let mut order: Vec<usize> = (0..buckets.buckets.len()).collect();
+    // The next forward pass needs the embedding first: the bucket that was complete last.
+    order.reverse();
+    instructions.extend(order.into_iter().map(|bucket| Instruction::UpdateShard { bucket }));
+    instructions.push(Instruction::UpdateBias);
+    Program { instructions, micro_batches, accumulators: leaves.ilog2() as usize + 1 }
+}
+
+fn forward(micro: usize, operation: Operation) -> Instruction {
+    match operation {
+        Operation::Segment(segment) => Instruction::Forward { micro, segment },
+        Operation::Dispatch(layer) => Instruction::Dispatch { micro, layer, pass: Pass::Forward },
+        Operation::Combine(layer) => Instruction::Combine { micro, layer, pass: Pass::Forward },
+    }
+}
+
+fn backward(micro: usize, operation: Operation, out: &mut Vec<Instruction>) {
+    match operation {
+        Operation::Segment(segment) => {
+            out.push(Instruction::Backward { micro, segment });
+            if has_weights(segment) {
+                out.push(Instruction::Weight { micro, segment });
+            }
+        }
+        Operation::Dispatch(layer) => {
+            out.push(Instruction::Dispatch { micro, layer, pass: Pass::Backward });
+        }
+        Operation::Combine(layer) => {
+            out.push(Instruction::Combine { micro, layer, pass: Pass::Backward });
+        }
+    }
+}
+
+/// The head adds its weight gradient chunk by chunk in its forward pass; a merge has no weights.
+fn has_weights(segment: Segment) -> bool {
+    !matches!(segment, Segment::Head(_) | Segment::Merge(_))
+}
+
+/// For each bucket the operation whose backward makes its last contribution.
+fn fold_points(graph: &Graph, inventory: &Inventory, buckets: &Buckets) -> Vec<(Operation, usize)> {
+    let backward: Vec<Operation> = graph.forward().into_iter().rev().collect();
+    let position = |operation: Operation| {
+        backward
+            .iter()
+            .position(|&other| other == operation)
+            .expect("every parameter has a segment")
+    };
+    buckets
+        .buckets
+        .iter()
+        .map(|bucket| {
+            let last = bucket.placements.iter().map(|placement| {
+                position(Operation::Segment(owner(inventory, graph, placement.parameter)))
+            });
+            let last = last.max().expect("a bucket holds at least one parameter");
+            (backward[last], bucket.id)
+        })
+        .collect()
+}
+
+/// The segment whose backward makes the last contribution to a parameter.
+fn owner(inventory: &Inventory, graph: &Graph, parameter: usize) -> Segment {
+    let parameter = &inventory.parameters[parameter];
+    let Some(layer) = parameter.layer else {
+        return match parameter.kind {
+            Kind::Embedding => Segment::Embed,
+            // The loss segments ran in the forward pass: their gradient is complete when backward begins.
+            Kind::Head => Segment::Head(graph.depths() - 1),
+            _ => Segment::FinalNorm,
+        };
+    };
+    let name = parameter.name.as_str();
+    match parameter.kind {
+        Kind::Expert { .. } => Segment::Experts(layer),
+        Kind::FeedForward if name.contains(".shared.") => Segment::Shared(layer),
+        Kind::FeedForward => Segment::FeedForward(layer),
+        Kind::MtpProjection => Segment::MtpInput(layer),
+        Kind::Norm if name.ends_with(".embedding_norm") || name.ends_with(".hidden_norm") => {
+            Segment::MtpInput(layer)
+        }
+        Kind::Norm if name.ends_with(".head_norm") => Segment::MtpNorm(layer),
+        _ => Segment::Attention(layer),
+    }
+}
+
+impl fmt::Display for Instruction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = |pass: &Pass| if *pass == Pass::Forward { "" } else { " (backward)" };
+        match self {
+            Instruction::BeginLeaf { leaf } => write!(f, "BeginLeaf    leaf {leaf}"),
+            Instruction::Forward { micro, segment } => write!(f, "Forward      m{micro} {segment}"),
+            Instruction::Backward { micro, segment } => {
+                write!(f, "Backward     m{micro} {segment}")
+            }
+            Instruction::Weight { micro, segment } => write!(f, "Weight       m{micro} {segment}"),
+            Instruction::Dispatch { micro, layer, pass } => {
+                write!(f, "Dispatch     m{micro} layer {layer}{}", direction(pass))
+            }
+            Instruction::Combine { micro, layer, pass } => {
+                write!(f, "Combine      m{micro} layer {layer}{}", direction(pass))
+            }
+            Instruction::FoldLeaf { bucket, leaf } => {
+                write!(f, "FoldLeaf     bucket {bucket} leaf {leaf}")
+            }
+            Instruction::GradNorm => write!(f, "GradNorm"),
+            Instruction::UpdateShard { bucket } => write!(f, "UpdateShard  bucket {bucket}"),
+            Instruction::UpdateBias => write!(f, "UpdateBias"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Everything that can go wrong with a checkpoint or a Hugging Face folder, with the path and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk has no room.
+    #[error(
+        "no space left while {doing} {}: free some space (for instance `lampyris checkpoint prune`) or move the run \
+         to another disk; earlier checkpoints are untouched", path.display()
+    )]
+    DiskFull {
+        /// What was being done, e.g. `writing`.
+        doing: &'static str,
+        /// File or folder.
+        path: PathBuf,
+    },
+    /// The folder cannot be written.
+    #[error(
+        "no permission while {doing} {}: make the folder writable for this user or choose another one; earlier \
+         checkpoints are untouched", path.display()
+    )]
+    NotWritable {
+        /// What was being done.
+        doing: &'static str,
+        /// File or folder.
+        path: PathBuf,
+    },
+    /// Any other failure of the file system.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// File or folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file or folder that must not exist is there.
+    #[error("{} exists already; choose another name or remove it first", path.display())]
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A configuration asks for something this project does not compute.
+    #[error("{}: `{key}` = {value} is not supported: {reason}", file.display())]
+    Unsupported {
+        /// The configuration file.
+        file: PathBuf,
+        /// Key, nested keys joined by dots.
+        key: String,
+        /// Its value as JSON.
+        value: String,
+        /// What is supported.
+        reason: String,
+    },
+    /// A configuration lacks a key.
+    #[error("{}: `{key}` is missing: it must be {wanted}", file.display())]
+    MissingKey {
+        /// The configuration file.
+        file: PathBuf,
+        /// Key, nested keys joined by dots.
+        key: String,
+        /// Type or meaning.
+        wanted: &'static str,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {problem}", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A Hugging Face folder does not hold what its configuration promises.
+    #[error("{}: {problem}:{}", dir.display(), bullets(names))]
+    Tensors {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// Tensors concerned, with shapes where shapes are the problem.
+        names: Vec<String>,
+    },
+    /// A model that no Hugging Face class can express.
+    #[error("this model cannot be exported: {reason}")]
+    NotExportable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// At most this many names are printed in one message.
+const MAX_NAMES: usize = 20;
+
+fn bullets(names: &[String]) -> String {
+    let mut text: String = names.iter().take(MAX_NAMES).map(|n| format!("\n  {n}")).collect();
+    if names.len() > MAX_NAMES {
+        text.push_str(&format!("\n  ... and {} more", names.len() - MAX_NAMES));
+    }
+    text
+}
+
+impl Error {
+    /// Classifies an operating-system error met while `doing` something (a participle, e.g. `writing`) with `path`.
+    pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Error {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Error::DiskFull { doing, path }
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Error::NotWritable { doing, path }
+            }
+            _ => Error::Io { doing, path, source },
+        }
+    }
+
+    pub(crate) fn malformed(file: &Path, problem: impl Into<String>) -> Error {
+        Error::Malformed { file: file.to_path_buf(), problem: problem.into() }
+    }
+}

@@ -1,0 +1,16 @@
+//! What the crate promises to its users, through its public interface only.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
+
+mod hf_config;
+mod hf_export;
+mod hf_folder;
+
+use std::path::{Path, PathBuf};
+
+/// A parity case of the repository.
+fn oracle(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/oracle").join(case)
+}
+
+/// All parity cases.
+const CASES: [&str; 4] = ["llama_gqa", "deepseek_v3", "deepseek_v3_noqlora", "deepseek_v3_yarn"];

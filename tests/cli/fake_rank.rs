@@ -1,0 +1,177 @@
+//! Stands in for `lampyris-rank` in tests: speaks the shim's protocol and does what the script in `FAKE_RANK` says.
+//!
+//! A script is a list of words, one script per rank separated by `|` (the last one serves all further ranks):
+//! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`, `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
+//! `huge`, `wait` (for a suspend request, then says so and exits 85 or 86), `ignore` (everything until the shim is
+//! gone, as a stuck rank does), `deadline` (waits for one and logs it), `finish`, `exit=N`, `signal=NAME`.
+//! Without a script it is a good rank: `ready steps=3 finish`.
+
+#![allow(clippy::unwrap_used, reason = "a test program: what is unexpected must panic")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program")]
+
+use lampyris_proto::frame;
+use lampyris_proto::rank::{
+    Evaluated, Failed, Finished, FromRank, Operation, Ready, Sample, Saved, StepDone, Suspended,
+    ToRank, from_rank::Body, to_rank,
+};
+use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::{env, io};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("train") => train(&arguments),
+        Some("--build-id") => {
+            println!("{}", build_id());
+            ExitCode::SUCCESS
+        }
+        _ => {
+            println!("{}", arguments.join(" "));
+            ExitCode::from(env::var("FAKE_EXIT").map_or(0, |code| code.parse().unwrap()))
+        }
+    }
+}
+
+fn build_id() -> String {
+    let own = || lampyris_proto::build_id(lampyris_plan::train_plan::SCHEMA);
+    env::var("FAKE_BUILD_ID").unwrap_or_else(|_| own())
+}
+
+fn train(arguments: &[String]) -> ExitCode {
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let number = |flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag).unwrap();
+        arguments[at + 1].parse::<u64>().unwrap()
+    };
+    let rank = number("--rank");
+    let script = env::var("FAKE_RANK").unwrap_or_else(|_| "ready steps=3 finish".into());
+    let scripts: Vec<&str> = script.split('|').collect();
+    let script = scripts[(rank as usize).min(scripts.len() - 1)];
+    let socket = io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let attempt = number("--attempt");
+    let mut fake = Fake { socket: socket.into(), rank, attempt, step: 0 };
+    for word in script.split_whitespace() {
+        let (verb, value) = word.split_once('=').unwrap_or((word, ""));
+        if let Some(code) = fake.act(verb, value) {
+            return code;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+struct Fake {
+    socket: UnixStream,
+    rank: u64,
+    attempt: u64,
+    step: u64,
+}
+
+impl Fake {
+    fn act(&mut self, verb: &str, value: &str) -> Option<ExitCode> {
+        match verb {
+            "ready" => self.say(Body::Ready(Ready {
+                rank: self.rank,
+                attempt: self.attempt,
+                pid: std::process::id(),
+                build_id: build_id(),
+                threads: 1,
+                device: "cpu (fake)".into(),
+            })),
+            "steps" => (0..value.parse().unwrap()).for_each(|_| self.one_step()),
+            "busy" => {
+                self.say(Body::Operation(Operation { what: value.into(), done: 0, total: 0 }));
+            }
+            "eval" => self.say(Body::Evaluated(Evaluated {
+                step: self.step,
+                nats_per_token: 1.5,
+                bits_per_byte: value.parse().unwrap(),
+                tokens: 1000,
+                bytes: 3000,
+                is_final: true,
+            })),
+            "save" => self.say(Body::Saved(Saved {
+                step: self.step,
+                path: value.into(),
+                bytes: 1 << 20,
+                save_s: 0.25,
+            })),
+            "sample" => {
+                let (prompt, text) = ("fn ".into(), "main() {}".into());
+                self.say(Body::Sample(Sample { prompt, text }));
+            }
+            "log" => eprintln!("{value}"),
+            "fail" => {
+                let (message, hint) = ("the fake failed".into(), "mend the fake".into());
+                self.say(Body::Failed(Failed { cause: value.parse().unwrap(), message, hint }));
+            }
+            "garbage" => self.socket.write_all(&[9, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap(),
+            "huge" => self.socket.write_all(&[0xff; 8]).unwrap(),
+            "wait" => return Some(self.wait()),
+            "ignore" => while self.hear().is_some() {},
+            "deadline" => {
+                while let Some(body) = self.hear() {
+                    if let to_rank::Body::Deadline(at) = body {
+                        eprintln!("deadline {}", at.boottime_ns);
+                        break;
+                    }
+                }
+            }
+            "finish" => {
+                let (step, tokens, train_s) = (self.step, self.step * 64, 1.0);
+                self.say(Body::Finished(Finished { step, tokens, train_s }));
+            }
+            "exit" => return Some(ExitCode::from(value.parse::<u8>().unwrap())),
+            "signal" => {
+                let signal = match value {
+                    "ABRT" => Signal::ABORT,
+                    "KILL" => Signal::KILL,
+                    other => panic!("no signal {other}"),
+                };
+                kill_process(getpid(), signal).unwrap();
+            }
+            other => panic!("no verb {other}"),
+        }
+        None
+    }
+
+    fn one_step(&mut self) {
+        self.step += 1;
+        self.say(Body::StepDone(StepDone {
+            step: self.step,
+            total_steps: 1000,
+            tokens: self.step * 64,
+            loss: 5.0 / (self.step as f64).sqrt(),
+            lr: 1e-3,
+            grad_norm: 1.0,
+            tokens_per_s: 1234.5,
+            step_s: 0.05,
+        }));
+    }
+
+    fn wait(&mut self) -> ExitCode {
+        loop {
+            match self.hear() {
+                Some(to_rank::Body::Suspend(suspend)) => {
+                    let stay_stopped = suspend.stay_stopped;
+                    self.say(Body::Suspended(Suspended { step: self.step, stay_stopped }));
+                    return ExitCode::from(if stay_stopped { 86 } else { 85 });
+                }
+                Some(to_rank::Body::Deadline(_)) => {}
+                None => return ExitCode::from(75),
+            }
+        }
+    }
+
+    fn say(&mut self, body: Body) {
+        frame::write(&mut self.socket, &FromRank { body: Some(body) }).unwrap();
+    }
+
+    /// The next message, or none when the shim is gone.
+    fn hear(&mut self) -> Option<to_rank::Body> {
+        frame::read::<ToRank>(&mut self.socket).unwrap()?.body
+    }
+}

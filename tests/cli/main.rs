@@ -1,0 +1,5 @@
+//! What a person types and sees, and the shim under `train`: drives the built `lampyris` and the shim with a fake rank
+//! program. Builds nothing and needs no libtorch.
+
+#[cfg(test)]
+mod shim;

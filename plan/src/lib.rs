@@ -6,10 +6,12 @@
 pub mod buckets;
 pub mod ids;
 pub mod inventory;
+pub mod lr;
 pub mod model_spec;
 pub mod program;
 pub mod segments;
 pub mod train_plan;
+pub mod validate;
 
 pub use ids::{Attempt, Rank, Step};
 pub use inventory::{Inventory, Parameter};

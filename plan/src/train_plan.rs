@@ -79,8 +79,11 @@ pub enum Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlan {
-    /// Source files: absolute paths or globs, relative ones resolved against the recipe's folder.
+    /// Source files: absolute paths or globs, relative ones resolved against the recipe's folder. Empty in a recipe
+    /// that is only planned; training then refuses and shows `obtain`.
     pub sources: Vec<Source>,
+    /// Where the text comes from, for the person who has to fetch it.
+    pub obtain: String,
     /// Cut the total at this many bytes of text (whole documents, in source order); none takes all.
     pub max_bytes: Option<u64>,
     /// Which part is held out.
@@ -212,11 +215,25 @@ pub struct SchedulePlan {
     pub warmup_tokens: u64,
     /// What follows the warm-up.
     pub decay: Decay,
-    /// Weight lambda of the MTP loss.
+    /// Weight lambda of the MTP loss from the first token on.
     pub mtp_loss_weight: f64,
+    /// Later weights of the MTP loss, `from_tokens` rising (DeepSeek-V3: 0.3, then 0.1 after 10T tokens).
+    pub mtp_loss_steps: Vec<MtpLossStep>,
+    /// The gate biases stop moving after this many tokens; none moves them to the end.
+    pub bias_update_until_tokens: Option<u64>,
 }
 
-/// Learning-rate shape after the warm-up; fractions are of `total_tokens`.
+/// One change of the MTP loss weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MtpLossStep {
+    /// Tokens seen before it applies.
+    pub from_tokens: u64,
+    /// Weight lambda from there on.
+    pub weight: f64,
+}
+
+/// Learning-rate shape after the warm-up; fractions are of `total_tokens`. `lr` evaluates it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
@@ -239,6 +256,36 @@ pub enum Decay {
         /// (fraction of tokens, factor on the peak), fractions rising.
         milestones: Vec<Milestone>,
     },
+    /// Pieces laid end to end (DeepSeek-V3, section 4.2: constant, cosine, constant, constant). The first begins at
+    /// the peak when the warm-up ends; the last reaches `total_tokens`.
+    Segments {
+        /// Pieces, `until_tokens` rising.
+        segments: Vec<Segment>,
+    },
+}
+
+/// One piece of [`Decay::Segments`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// Tokens at which it ends.
+    pub until_tokens: u64,
+    /// How the rate gets to `lr`.
+    pub shape: Shape,
+    /// Learning rate at its end.
+    pub lr: f64,
+}
+
+/// How a [`Segment`] moves from the rate before it to its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// At its own rate from the start.
+    Constant,
+    /// On a line.
+    Linear,
+    /// On half a cosine.
+    Cosine,
 }
 
 /// One milestone of [`Decay::MultiStep`].
@@ -322,7 +369,7 @@ impl TrainPlan {
         (self.batch.global_batch * self.batch.sequence_length) as u64
     }
 
-    /// Weight of the MTP loss, 0 without MTP layers.
+    /// Weight of the MTP loss at the start, 0 without MTP layers; `lr::mtp_loss_weight` follows its later steps.
     pub fn mtp_weight(&self) -> f64 {
         if self.model.mtp_layers == 0 { 0.0 } else { self.schedule.mtp_loss_weight }
     }

@@ -1,0 +1,166 @@
+//! What a person sees when a recipe is wrong: every problem with its place, the line as written and what to do.
+
+use crate::tree::{Node, Place, Sources, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a recipe gives no plan.
+#[derive(Debug, Error)]
+pub enum RecipeError {
+    /// The file cannot be read.
+    #[error("cannot read the recipe {}: {source}", path.display())]
+    Read {
+        /// Path as given.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The text is wrong.
+    #[error("{}", Listing(problems))]
+    Invalid {
+        /// All that was found, in the order of the recipe's sections.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One thing that is wrong in a recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong, with the key.
+    pub message: String,
+    /// `file:line`, `preset name:line` or `--set key=value`.
+    pub place: String,
+    /// The line as written.
+    pub line: Option<(usize, String)>,
+    /// What to do.
+    pub help: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gutter = self.line.as_ref().map_or(0, |(number, _)| number.to_string().len());
+        writeln!(f, "error: {}", self.message)?;
+        writeln!(f, "{:gutter$} --> {}", "", self.place)?;
+        if let Some((number, text)) = &self.line {
+            writeln!(f, "{:gutter$}  |", "")?;
+            writeln!(f, "{number}  | {}", text.trim_end())?;
+            writeln!(f, "{:gutter$}  |", "")?;
+        }
+        write!(f, "{:gutter$}  = help: {}", "", self.help)
+    }
+}
+
+struct Listing<'a>(&'a [Problem]);
+
+impl fmt::Display for Listing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            let gap = if i == 0 { "" } else { "\n\n" };
+            write!(f, "{gap}{problem}")?;
+        }
+        if self.0.len() > 1 {
+            write!(f, "\n\n{} errors in the recipe", self.0.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Collects problems while a recipe is read.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    found: Vec<Found>,
+    places: BTreeMap<String, Place>,
+}
+
+#[derive(Debug)]
+struct Found {
+    place: Place,
+    message: String,
+    help: String,
+}
+
+impl Problems {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    pub(crate) fn at(&mut self, place: Place, message: String, help: impl Into<String>) {
+        self.found.push(Found { place, message, help: help.into() });
+    }
+
+    /// A problem with the key at `path`, shown where it is written, else where its section is.
+    pub(crate) fn at_key(&mut self, path: &str, message: String, help: impl Into<String>) {
+        let mut help = help.into();
+        let place = match self.places.get(path) {
+            Some(&place) => place,
+            None => {
+                help += &format!(" ({path} is not in the recipe: this is its default)");
+                let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+                self.places.get(section).copied().unwrap_or(Place::Default)
+            }
+        };
+        self.at(place, message, help);
+    }
+
+    /// A problem with a section, shown at its heading.
+    pub(crate) fn at_section(&mut self, path: &str, message: String, help: impl Into<String>) {
+        let place = self.places.get(path).copied().unwrap_or(Place::Default);
+        self.at(place, message, help);
+    }
+
+    /// Keeps the place of every key of `tree`.
+    pub(crate) fn remember_places(&mut self, tree: &Node) {
+        self.remember("", tree);
+    }
+
+    fn remember(&mut self, path: &str, node: &Node) {
+        if !path.is_empty() {
+            self.places.insert(path.to_string(), node.place);
+        }
+        match &node.value {
+            Value::Table(table) => {
+                for (key, node) in table {
+                    self.remember(&join(path, key), node);
+                }
+            }
+            Value::Array(items) => {
+                for (i, node) in items.iter().enumerate() {
+                    self.remember(&format!("{path}[{i}]"), node);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn into_error(self, sources: &Sources) -> RecipeError {
+        let show = |found: Found| {
+            let (place, line) = sources.show(found.place);
+            let line = line.map(|(number, text)| (number, text.to_string()));
+            Problem { message: found.message, place, line, help: found.help }
+        };
+        RecipeError::Invalid { problems: self.found.into_iter().map(show).collect() }
+    }
+}
+
+/// `section.key`, or `key` at the top.
+pub(crate) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
+}
+
+/// The name among `known` that looks most like `name`, if any looks like it.
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distance = |other: &&str| strsim::damerau_levenshtein(name, other);
+    let best = known.iter().min_by_key(|other| distance(other))?;
+    // A third of the letters may differ, and at least two.
+    (distance(best) <= (name.chars().count() / 3).max(2)).then_some(*best)
+}
+
+/// "did you mean ...?", or the whole list.
+pub(crate) fn nearest_help(name: &str, known: &[&str]) -> String {
+    match nearest(name, known) {
+        Some(best) => format!("did you mean `{best}`?"),
+        None => format!("known: {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,154 @@
+use super::hugging_face::cut_at_spaces;
+use super::*;
+use proptest::prelude::*;
+use std::sync::LazyLock;
+
+const RUST: &str = include_str!("mod.rs");
+
+/// A small BPE, trained on this module's own text.
+static BPE: LazyLock<Tokenizer> = LazyLock::new(|| train_bpe(&[RUST.repeat(3)], 400).unwrap());
+
+fn chars_of_tests() -> Tokenizer {
+    Tokenizer::char(RUST.chars().chain("é漢🦀".chars()))
+}
+
+/// A WordLevel tokenizer, whose tokens are not bytes.
+fn words() -> (tempfile::TempDir, Tokenizer) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("words.json");
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"<unk>":0,"a":1,"firefly":2,"glows":3,"</s>":4},"unk_token":"<unk>"}}"#;
+    std::fs::write(&path, json).unwrap();
+    let tokenizer = Tokenizer::from_file(&path, "</s>").unwrap();
+    (dir, tokenizer)
+}
+
+#[test]
+fn byte_tokens_are_bytes() {
+    let tokenizer = Tokenizer::byte();
+    assert_eq!(tokenizer.encode("aé").unwrap(), [97, 0xC3, 0xA9]);
+    assert_eq!((tokenizer.vocabulary_size(), tokenizer.end_of_document()), (257, 256));
+}
+
+#[test]
+fn character_tokens_are_sorted() {
+    let tokenizer = Tokenizer::char("banané".chars());
+    assert_eq!(tokenizer.encode("abné").unwrap(), [0, 1, 2, 3]);
+    assert_eq!((tokenizer.vocabulary_size(), tokenizer.end_of_document()), (5, 4));
+    let error = tokenizer.encode("abc").unwrap_err();
+    assert!(matches!(error, Error::UnknownCharacter { character: 'c' }), "{error}");
+}
+
+#[test]
+fn training_is_deterministic_and_fills_the_vocabulary() {
+    let again = train_bpe(&[RUST.repeat(3)], 400).unwrap();
+    assert_eq!(again.hugging_face_json(), BPE.hugging_face_json());
+    assert_eq!((BPE.vocabulary_size(), BPE.end_of_document()), (400, 0));
+    assert!(BPE.encode(RUST).unwrap().len() < RUST.len() / 2);
+    assert!(train_bpe(&["ab".to_owned()], 400).unwrap().vocabulary_size() == 257);
+    assert!(matches!(train_bpe(&[], 256), Err(Error::SmallVocabulary { vocab_size: 256 })));
+}
+
+#[test]
+fn a_spelled_end_of_document_is_text() {
+    let text = "before <|endoftext|> after";
+    let tokens = BPE.encode(text).unwrap();
+    assert!(!tokens.contains(&BPE.end_of_document()));
+    assert_eq!(BPE.decode(&tokens).unwrap(), text);
+    let (_dir, words) = words();
+    assert!(!words.encode("a </s> glows").unwrap().contains(&words.end_of_document()));
+}
+
+#[test]
+fn saved_tokenizers_come_back() {
+    let text = "fn main() { }\n";
+    for tokenizer in [&Tokenizer::byte(), &chars_of_tests(), &*BPE] {
+        let dir = tempfile::tempdir().unwrap();
+        tokenizer.save(dir.path()).unwrap();
+        for file in tokenizer.files() {
+            assert!(dir.path().join(file).is_file());
+        }
+        let loaded = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(loaded.vocabulary_size(), tokenizer.vocabulary_size());
+        assert_eq!(loaded.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+    }
+}
+
+#[test]
+fn bad_tokenizer_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    assert!(matches!(Tokenizer::from_file(&path, "x"), Err(Error::MissingFile { .. })));
+    std::fs::write(&path, "{}").unwrap();
+    assert!(matches!(Tokenizer::from_file(&path, "x"), Err(Error::Tokenizer { .. })));
+    std::fs::write(&path, BPE.hugging_face_json().unwrap()).unwrap();
+    let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
+    assert!(matches!(&error, Error::NoEndOfDocument { token, .. } if token == "</s>"), "{error}");
+}
+
+#[test]
+fn a_model_must_hold_the_vocabulary() {
+    assert!(BPE.check_vocabulary(400).is_ok());
+    let error = BPE.check_vocabulary(399).unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { tokenizer: 400, model: 399 }), "{error}");
+}
+
+#[test]
+fn streams_hold_back_incomplete_characters() {
+    let tokenizer = Tokenizer::byte();
+    let mut decoder = tokenizer.decoder();
+    let crab = "🦀".as_bytes(); // f0 9f a6 80
+    let shown: Vec<String> = [b'a', crab[0], crab[1], crab[2], crab[3], crab[0], b'b', 0x80]
+        .iter()
+        .map(|&byte| decoder.push(u32::from(byte)).unwrap())
+        .collect();
+    assert_eq!(shown, ["a", "", "", "", "🦀", "", "\u{FFFD}b", "\u{FFFD}"]);
+    assert_eq!(decoder.push(256).unwrap(), "");
+    assert_eq!(decoder.push(1000).unwrap(), "\u{FFFD}");
+    assert_eq!(decoder.push(0xE6).unwrap(), "");
+    assert_eq!(decoder.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn tokenizers_of_words_stream_and_know_their_ends() {
+    let (_dir, words) = words();
+    let text = "a firefly  glows ";
+    let tokens = words.encode(text).unwrap();
+    assert_eq!(tokens, [1, 2, 3]);
+    assert_eq!(words.ends(text, &tokens).unwrap(), [1, 9, 17]);
+    assert_eq!(words.decode(&tokens).unwrap(), "a firefly glows");
+}
+
+#[test]
+fn long_texts_are_cut_where_it_does_not_matter() {
+    let text = format!("{RUST}é  x\n\n  y's don't 漢 字 ");
+    for bytes in [1, 7, 100, 1000] {
+        let pieces = cut_at_spaces(&text, bytes);
+        assert!(pieces.len() > 2 && pieces.concat() == text);
+        let tokens: Vec<u32> = pieces.iter().flat_map(|p| BPE.encode(p).unwrap()).collect();
+        assert_eq!(tokens, BPE.encode(&text).unwrap(), "pieces of {bytes} bytes");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn decoding_undoes_encoding(text in r"[ a-z\n\té漢🦀<|>_(){}'0-9\u{0}\u{300}]{0,60}") {
+        for tokenizer in [&Tokenizer::byte(), &*BPE] {
+            let tokens = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(tokenizer.decode(&tokens).unwrap(), text.as_str());
+            let ends = tokenizer.ends(&text, &tokens).unwrap();
+            prop_assert_eq!(ends.len(), tokens.len());
+            prop_assert_eq!(ends.last().copied().unwrap_or(0), text.len() as u64);
+        }
+        let chars = Tokenizer::char(text.chars());
+        prop_assert_eq!(chars.decode(&chars.encode(&text).unwrap()).unwrap(), text.as_str());
+    }
+
+    #[test]
+    fn streaming_shows_what_lossy_decoding_shows(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        let tokens: Vec<u32> = bytes.iter().map(|&b| u32::from(b)).collect();
+        prop_assert_eq!(Tokenizer::byte().decode(&tokens).unwrap(), String::from_utf8_lossy(&bytes));
+    }
+}

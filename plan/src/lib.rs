@@ -4,11 +4,17 @@
 //! [`buckets`] they live in, and the figures that `lampyris plan` prints.
 
 pub mod buckets;
+pub mod digest;
+#[cfg(test)]
+mod fixture;
+pub mod flops;
 pub mod ids;
 pub mod inventory;
 pub mod lr;
+pub mod memory;
 pub mod model_spec;
 pub mod program;
+pub mod report;
 pub mod segments;
 pub mod train_plan;
 pub mod validate;

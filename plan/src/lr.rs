@@ -186,3 +186,6 @@ impl Plateau {
             .map_or(u64::MAX, |end| end.saturating_sub(tokens).div_ceil(self.step_tokens))
     }
 }
+
+#[cfg(test)]
+mod tests;

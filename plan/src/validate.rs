@@ -35,7 +35,7 @@ pub enum Invalid {
         /// Its value.
         value: u64,
         /// Name of the other number: a key or an expression of keys.
-        of_key: &'static str,
+        of_key: String,
         /// Value of the other number.
         of: u64,
     },
@@ -47,7 +47,7 @@ pub enum Invalid {
         /// Its value.
         value: u64,
         /// Name of the other number: a key or an expression of keys.
-        of_key: &'static str,
+        of_key: String,
         /// Value of the other number.
         of: u64,
     },
@@ -59,7 +59,7 @@ pub enum Invalid {
         /// Its value.
         value: u64,
         /// Name of the limit: a key or an expression of keys.
-        limit_key: &'static str,
+        limit_key: String,
         /// Value of the limit.
         limit: u64,
     },
@@ -137,6 +137,11 @@ const MAX_TOKENS: u64 = 1_000_000_000_000_000_000;
 pub fn validate(plan: &TrainPlan) -> Result<(), Vec<Invalid>> {
     let mut rules = Rules::default();
     rules.within("schema", plan.schema, plan.schema == SCHEMA, "the schema of this release");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let folder = plan.name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let name = folder && plan.name.chars().all(plain) && plan.name.len() <= 100;
+    let range = "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit";
+    rules.within("name", format!("{:?}", plan.name), name, range);
     model::check(plan, &mut rules);
     layout::check(plan, &mut rules);
     schedule::check(plan, &mut rules);
@@ -181,21 +186,24 @@ impl Rules {
         self.within(key, value, value.is_finite() && value > 0.0, "a finite number above 0");
     }
 
-    fn multiple(&mut self, key: &str, value: u64, of_key: &'static str, of: u64) {
+    fn multiple(&mut self, key: &str, value: u64, of_key: &str, of: u64) {
         if of > 0 && !value.is_multiple_of(of) {
-            self.broken.push(Invalid::NotMultiple { key: key.to_string(), value, of_key, of });
+            let (key, of_key) = (key.to_string(), of_key.to_string());
+            self.broken.push(Invalid::NotMultiple { key, value, of_key, of });
         }
     }
 
-    fn divides(&mut self, key: &str, value: u64, of_key: &'static str, of: u64) {
+    fn divides(&mut self, key: &str, value: u64, of_key: &str, of: u64) {
         if value > 0 && of > 0 && !of.is_multiple_of(value) {
-            self.broken.push(Invalid::NotDivisor { key: key.to_string(), value, of_key, of });
+            let (key, of_key) = (key.to_string(), of_key.to_string());
+            self.broken.push(Invalid::NotDivisor { key, value, of_key, of });
         }
     }
 
-    fn at_most(&mut self, key: &str, value: u64, limit_key: &'static str, limit: u64) {
+    fn at_most(&mut self, key: &str, value: u64, limit_key: &str, limit: u64) {
         if value > limit {
-            self.broken.push(Invalid::TooLarge { key: key.to_string(), value, limit_key, limit });
+            let (key, limit_key) = (key.to_string(), limit_key.to_string());
+            self.broken.push(Invalid::TooLarge { key, value, limit_key, limit });
         }
     }
 
@@ -214,3 +222,6 @@ impl Rules {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

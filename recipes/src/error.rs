@@ -1,7 +1,7 @@
 //! What a person sees when a recipe is wrong: every problem with its place, the line as written and what to do.
 
 use crate::tree::{Node, Place, Sources, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -10,12 +10,21 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum RecipeError {
     /// The file cannot be read.
-    #[error("cannot read the recipe {}: {source}", path.display())]
+    #[error(
+        "cannot read the recipe {}: {source}; give the path of a recipe, e.g. recipes/quickstart.toml",
+        path.display()
+    )]
     Read {
         /// Path as given.
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A folder's name cannot be written into a plan.
+    #[error("the folder {} is not UTF-8, which a plan has to be: rename it", path.display())]
+    NotUtf8 {
+        /// The folder.
+        path: PathBuf,
     },
     /// The text is wrong.
     #[error("{}", Listing(problems))]
@@ -42,13 +51,13 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gutter = self.line.as_ref().map_or(0, |(number, _)| number.to_string().len());
         writeln!(f, "error: {}", self.message)?;
-        writeln!(f, "{:gutter$} --> {}", "", self.place)?;
+        writeln!(f, "{:gutter$}--> {}", "", self.place)?;
         if let Some((number, text)) = &self.line {
-            writeln!(f, "{:gutter$}  |", "")?;
-            writeln!(f, "{number}  | {}", text.trim_end())?;
-            writeln!(f, "{:gutter$}  |", "")?;
+            writeln!(f, "{:gutter$} |", "")?;
+            writeln!(f, "{number} | {}", text.trim_end())?;
+            writeln!(f, "{:gutter$} |", "")?;
         }
-        write!(f, "{:gutter$}  = help: {}", "", self.help)
+        write!(f, "{:gutter$} = help: {}", "", self.help)
     }
 }
 
@@ -72,6 +81,8 @@ impl fmt::Display for Listing<'_> {
 pub(crate) struct Problems {
     found: Vec<Found>,
     places: BTreeMap<String, Place>,
+    /// Keys that an unknown key was probably meant to be: not reported as missing again.
+    meant: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -102,6 +113,21 @@ impl Problems {
             }
         };
         self.at(place, message, help);
+    }
+
+    /// An unknown key, which was probably meant to be `meant`.
+    pub(crate) fn unknown(&mut self, place: Place, path: &str, meant: Option<&str>, help: String) {
+        self.meant.extend(meant.map(str::to_string));
+        self.at(place, format!("unknown key `{path}`"), help);
+    }
+
+    /// A required key that is not there.
+    pub(crate) fn missing(&mut self, section: Place, path: &str, expects: &str) {
+        let heading = path.split_once('.').map_or(path, |(heading, _)| heading);
+        if !self.meant.contains(path) && !self.meant.contains(heading) {
+            let help = format!("it has no default: give {expects}");
+            self.at(section, format!("{path} is missing"), help);
+        }
     }
 
     /// A problem with a section, shown at its heading.

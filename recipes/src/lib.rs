@@ -53,20 +53,21 @@ pub fn parse(
     sets: &[String],
     defaults: &Defaults,
 ) -> Result<TrainPlan, RecipeError> {
-    let mut sources = Sources::new(origin, text, sets);
+    // A plan is written as TOML and JSON, so its paths are text.
+    let folders = [origin, &defaults.current_dir, &defaults.runs_dir, &defaults.cache_dir];
+    if let Some(path) = folders.into_iter().find(|path| path.to_str().is_none()) {
+        return Err(RecipeError::NotUtf8 { path: path.to_path_buf() });
+    }
+    let sources = Sources::new(origin, text, sets);
     let mut problems = Problems::default();
-    let plan = read_plan(&mut sources, &mut problems, defaults);
+    let plan = read_plan(&sources, &mut problems, defaults);
     match plan {
         Some(plan) if problems.is_empty() => Ok(plan),
         _ => Err(problems.into_error(&sources)),
     }
 }
 
-fn read_plan(
-    sources: &mut Sources,
-    problems: &mut Problems,
-    defaults: &Defaults,
-) -> Option<TrainPlan> {
+fn read_plan(sources: &Sources, problems: &mut Problems, defaults: &Defaults) -> Option<TrainPlan> {
     let tree = tree::merge(sources, problems)?;
     problems.remember_places(&tree);
     let recipe = RecipeFile::from_tree(&tree, problems).filter(|_| problems.is_empty())?;

@@ -47,8 +47,27 @@ impl<T: Read> Read for At<T> {
 
 fn wrong_type<T: Read>(node: &Node, path: &str, problems: &mut Problems) -> Option<T> {
     let message = format!("{path}: expected {}, found {}", T::EXPECTS, node.value.describe());
-    problems.at(node.place, message, format!("give {}", T::EXPECTS));
+    problems.at(node.place, message, type_help(T::EXPECTS, &node.value));
     None
+}
+
+fn type_help(expects: &str, value: &Value) -> String {
+    let number = !expects.contains("string") && !expects.contains("list");
+    match value {
+        Value::String(text) if number && text.parse::<f64>().is_ok() => {
+            format!("write {text} without quotes")
+        }
+        Value::Integer(number) if *number < 0 => "use 0 or more".to_string(),
+        Value::Integer(_) if number => format!("use at most {}", i64::MAX),
+        Value::Float(number) if !number.is_finite() => "give a finite number".to_string(),
+        Value::Float(number) if expects == u64::EXPECTS && *number >= 0.0 => {
+            format!("use {} or {}", number.floor(), number.ceil())
+        }
+        Value::Integer(_) | Value::Float(_) | Value::Bool(_) if expects == String::EXPECTS => {
+            "put it between quotes".to_string()
+        }
+        _ => format!("give {expects}"),
+    }
 }
 
 impl Read for u64 {
@@ -139,31 +158,33 @@ pub(crate) fn section_table<'a>(
         problems.at(node.place, message, format!("write [{path}] and its keys below"));
         return None;
     };
-    for (name, node) in table {
-        if keys.iter().all(|key| key.name != name) {
-            let message = format!("unknown key `{}`", join(path, name));
-            problems.at(node.place, message, unknown_key_help(name, path, keys));
-        }
+    for (name, node) in table.iter().filter(|(name, _)| keys.iter().all(|key| key.name != *name)) {
+        let (meant, help) = unknown_key_help(name, path, keys);
+        problems.unknown(node.place, &join(path, name), meant.as_deref(), help);
     }
     Some(table)
 }
 
-/// The nearest key of the section, else the same or nearest key of another section, else all keys of the section.
-fn unknown_key_help(name: &str, path: &str, keys: &[Key]) -> String {
+/// The nearest key of the section, else the same or nearly the same key of another section, else all keys of the
+/// section: (the one meant, help).
+fn unknown_key_help(name: &str, path: &str, keys: &[Key]) -> (Option<String>, String) {
     let here: Vec<&str> = keys.iter().map(|key| key.name).collect();
-    if let Some(best) = nearest(name, &here) {
-        return format!("did you mean `{}`?", join(path, best));
-    }
     let mut elsewhere = Vec::new();
     all_paths("", crate::recipe_file::keys(), &mut elsewhere);
-    let leaf =
-        |path: &'_ str| path.rsplit_once('.').map_or(path.to_string(), |(_, l)| l.to_string());
-    let distance = |path: &String| strsim::damerau_levenshtein(name, &leaf(path));
-    match elsewhere.iter().min_by_key(|path| distance(path)) {
-        Some(best) if distance(best) <= 1 => format!("did you mean `{best}`?"),
-        _ if path.is_empty() => format!("known keys and sections: {}", here.join(", ")),
-        _ => format!("known keys of {path}: {}", here.join(", ")),
-    }
+    let distance = |path: &String| {
+        let leaf = path.rsplit_once('.').map_or(path.as_str(), |(_, leaf)| leaf);
+        strsim::damerau_levenshtein(name, leaf)
+    };
+    let meant = match nearest(name, &here) {
+        Some(best) => Some(join(path, best)),
+        None => elsewhere.into_iter().min_by_key(distance).filter(|best| distance(best) <= 1),
+    };
+    let help = match &meant {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None if path.is_empty() => format!("known keys and sections: {}", here.join(", ")),
+        None => format!("known keys of {path}: {}", here.join(", ")),
+    };
+    (meant, help)
 }
 
 fn all_paths(path: &str, keys: &[Key], out: &mut Vec<String>) {
@@ -172,20 +193,6 @@ fn all_paths(path: &str, keys: &[Key], out: &mut Vec<String>) {
         all_paths(&path, key.keys, out);
         out.push(path);
     }
-}
-
-pub(crate) fn missing<T>(
-    node: &Node,
-    path: &str,
-    expects: &str,
-    problems: &mut Problems,
-) -> Option<T> {
-    problems.at(
-        node.place,
-        format!("{path} is missing"),
-        format!("it has no default: give {expects}"),
-    );
-    None
 }
 
 /// The value of a default written as TOML in `section!`.
@@ -241,7 +248,10 @@ macro_rules! section {
     (@text required) => { "required" };
     (@text $how:ident ($text:literal)) => { $text };
     (@absent required $type:ty, $node:expr, $path:expr, $problems:expr) => {
-        $crate::read::missing($node, $path, <$type as $crate::read::Read>::EXPECTS, $problems)
+        {
+            $problems.missing($node.place, $path, <$type as $crate::read::Read>::EXPECTS);
+            None
+        }
     };
     (@absent default ($text:literal) $type:ty, $node:expr, $path:expr, $problems:expr) => {
         $crate::read::default_value($text, $path, $problems)
@@ -255,7 +265,7 @@ macro_rules! section {
 macro_rules! choice {
     ($( $type:ty { $first:literal => $first_value:expr $(, $text:literal => $value:expr)* $(,)? } )+) => { $(
         impl $crate::read::Read for $type {
-            const EXPECTS: &'static str = concat!("\"", $first, "\"" $(, ", \"", $text, "\"")*);
+            const EXPECTS: &'static str = concat!("one of ", $first $(, ", ", $text)*);
 
             fn read(
                 node: &$crate::tree::Node,

@@ -14,7 +14,8 @@ section! {
         name: String = absent("the file name without `.toml`");
         /// Seed of initial weights, sample order and everything else that is random.
         seed: u64 = default("0");
-        /// Numbers in matrix products and activations. Master weights, gradients, optimizer state, norms, router and loss are fp32 in both.
+        /// Numbers in matrix products and activations. Master weights, gradients, optimizer state, norms, router and
+        /// loss are fp32 in both.
         compute: Compute = default("\"bf16\"");
         /// Where the rank computes; `cuda` needs a CUDA libtorch.
         device: Device = default("\"cpu\"");
@@ -44,7 +45,8 @@ section! {
     struct Model {
         /// Shipped recipe whose `[model]` section lies below this one; keys given here replace its keys.
         preset: String = absent("no preset");
-        /// `llama`: GQA, dense. `deepseek_moe`: GQA and experts. `deepseek_v2`, `deepseek_v3`: MLA, dense or with experts.
+        /// `llama`: GQA, dense. `deepseek_moe`: GQA and experts. `deepseek_v2`, `deepseek_v3`: MLA, dense or with
+        /// experts.
         architecture: Architecture = required;
         /// Rows of embedding and head, at least the tokens of the tokenizer.
         vocab_size: usize = absent("the tokens of a byte or bpe tokenizer; else required");
@@ -93,7 +95,7 @@ section! {
         /// The first layers that stay dense.
         first_dense_layers: usize = absent("required with experts");
         /// How logits become scores and select experts.
-        gate: Gate = absent("deepseek_v3: `sigmoid_bias`; deepseek_moe: `softmax_greedy`; deepseek_v2: `softmax_greedy` with one group, else `softmax_group_limited`");
+        gate: Gate = absent("`sigmoid_bias` for deepseek_v3; `softmax_group_limited` for deepseek_v2 with several groups; else `softmax_greedy`");
         /// Routing groups G; divides `experts`.
         groups: usize = absent("1");
         /// Groups a token may use M.
@@ -134,7 +136,8 @@ section! {
         sources: Vec<Source> = absent("`path`");
         /// Cut the text at this many bytes (whole documents, in source order).
         max_bytes: u64 = absent("all of it");
-        /// How validation text is held out: `hash` takes documents whose content hash falls under the share, `tail` the last bytes of every document.
+        /// How validation text is held out: `hash` takes documents whose content hash falls under the share, `tail`
+        /// the last bytes of every document.
         validation: Validation = default("\"hash\"");
         /// Share of the text that is held out.
         validation_fraction: f64 = default("0.02");
@@ -146,7 +149,8 @@ section! {
 
     /// One source of documents.
     struct Source {
-        /// `text`: every file is a document. `jsonl`: every line of every file is a JSON object. `cargo_sources`: the Rust sources of a cargo dependency graph.
+        /// `text`: every file is a document. `jsonl`: every line of every file is a JSON object. `cargo_sources`: the
+        /// Rust sources of a cargo dependency graph.
         kind: SourceKind = required;
         /// Path or glob (text, jsonl).
         path: At<String> = absent("required for text and jsonl");
@@ -158,7 +162,8 @@ section! {
 
     /// Tokenizer.
     struct Tokenizer {
-        /// `byte`: 256 bytes and an end of document. `char`: the characters of the corpus. `bpe`: trained on the corpus. `file`: a Hugging Face tokenizer.json.
+        /// `byte`: 256 bytes and an end of document. `char`: the characters of the corpus. `bpe`: trained on the
+        /// corpus. `file`: a Hugging Face tokenizer.json.
         kind: TokenizerKind = required;
         /// Tokens to learn, end of document included (bpe).
         vocab_size: usize = absent("required for bpe");
@@ -182,7 +187,8 @@ section! {
         ramp_start: usize = absent("`global_batch`");
         /// Tokens over which the batch grows linearly to `global_batch`.
         ramp_tokens: u64 = default("0");
-        /// Gradient leaves L of the canonical reduction, a power of two; the micro-batches of a step are a multiple of it.
+        /// Gradient leaves L of the canonical reduction, a power of two; the micro-batches of a step are a multiple
+        /// of it.
         leaves: usize = default("8");
         /// Order of gradient sums: `canonical` gives the same bits on any layout, `fast` is reproducible on one.
         reduction: Reduction = absent("`canonical` where `parallel.data` divides `leaves`, else `fast`");
@@ -212,7 +218,8 @@ section! {
         peak_lr: f64 = required;
         /// Tokens of linear warm-up from 0.
         warmup_tokens: u64 = default("0");
-        /// Shape after the warm-up: `constant`; `cosine`, half a cosine to the end; `wsd`, constant and then linear; `multi_step`, factors from `milestones`; `segments`, pieces laid end to end.
+        /// Shape after the warm-up: `constant`; `cosine`, half a cosine to the end; `wsd`, constant and then linear;
+        /// `multi_step`, factors from `milestones`; `segments`, pieces laid end to end.
         decay: DecayKind = default("\"cosine\"");
         /// Final learning rate over peak (cosine, wsd).
         final_ratio: f64 = absent("0.1; cosine and wsd only");

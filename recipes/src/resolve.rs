@@ -28,7 +28,7 @@ impl<'a> Paths<'a> {
     fn resolve(&self, path: &At<String>) -> PathBuf {
         let base = match path.place {
             Place::Set(_) => &self.defaults.current_dir,
-            Place::Recipe(_) | Place::Preset(_) | Place::Default => &self.recipe_dir,
+            Place::Recipe(_) | Place::Preset(..) | Place::Default => &self.recipe_dir,
         };
         base.join(&path.value)
     }

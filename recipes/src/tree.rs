@@ -1,8 +1,8 @@
 //! The text of a recipe as a tree of values that remember where they were written: a line of the recipe, a line of a
 //! preset, or a `--set`.
 
-use crate::error::Problems;
-use crate::shipped::{SHIPPED, shipped};
+use crate::error::{Problems, nearest_help};
+use crate::shipped::SHIPPED;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -12,8 +12,8 @@ use toml::de::{DeTable, DeValue};
 pub(crate) enum Place {
     /// A line (1-based) of the recipe.
     Recipe(usize),
-    /// A line (1-based) of the shipped recipe used as a preset.
-    Preset(usize),
+    /// A line (1-based) of a shipped recipe used as a preset; the first number is its index in `SHIPPED`.
+    Preset(usize, usize),
     /// The n-th `--set` (0-based).
     Set(usize),
     /// A default of this crate.
@@ -61,13 +61,12 @@ pub(crate) struct Sources {
     origin: PathBuf,
     text: String,
     sets: Vec<String>,
-    preset: Option<(&'static str, &'static str)>,
 }
 
 impl Sources {
     pub(crate) fn new(origin: &Path, text: &str, sets: &[String]) -> Sources {
         let text = text.to_string();
-        Sources { origin: origin.to_path_buf(), text, sets: sets.to_vec(), preset: None }
+        Sources { origin: origin.to_path_buf(), text, sets: sets.to_vec() }
     }
 
     pub(crate) fn origin(&self) -> &Path {
@@ -81,8 +80,8 @@ impl Sources {
                 let name = format!("{}:{line}", self.origin.display());
                 (name, self.text.lines().nth(line - 1).map(|text| (line, text)))
             }
-            Place::Preset(line) => {
-                let (name, text) = self.preset.unwrap_or(("", ""));
+            Place::Preset(index, line) => {
+                let (name, text) = SHIPPED[index];
                 let shown = format!("preset {name}:{line}");
                 (shown, text.lines().nth(line - 1).map(|text| (line, text)))
             }
@@ -93,20 +92,20 @@ impl Sources {
 }
 
 /// The tree of the recipe: preset below, the file over it, `--set` values on top.
-pub(crate) fn merge(sources: &mut Sources, problems: &mut Problems) -> Option<Node> {
-    let mut tree = parse_text(&sources.text, Place::Recipe, problems)?;
+pub(crate) fn merge(sources: &Sources, problems: &mut Problems) -> Option<Node> {
+    let mut tree = parse_text(&sources.text, &Place::Recipe, problems)?;
     for (index, set) in sources.sets.iter().enumerate() {
         apply_set(&mut tree, set, Place::Set(index), problems);
     }
     if let Some(model) = tree.get_mut("model") {
-        lay_over_preset(model, sources, problems);
+        lay_over_preset(model, problems);
     }
     Some(Node { value: Value::Table(tree), place: Place::Recipe(1) })
 }
 
 fn parse_text(
     text: &str,
-    place_of_line: fn(usize) -> Place,
+    place_of_line: &dyn Fn(usize) -> Place,
     problems: &mut Problems,
 ) -> Option<Table> {
     let line_at = |byte: usize| place_of_line(text[..byte].matches('\n').count() + 1);
@@ -190,21 +189,26 @@ fn apply_set(tree: &mut Table, set: &str, place: Place, problems: &mut Problems)
     table.insert(last.to_string(), node);
 }
 
-/// Puts the `[model]` section of the shipped recipe named by `model.preset` under the one given.
-fn lay_over_preset(model: &mut Node, sources: &mut Sources, problems: &mut Problems) {
+/// Puts the `[model]` section of the shipped recipe named by `model.preset` under the one given, and under that the
+/// section of its own preset.
+fn lay_over_preset(model: &mut Node, problems: &mut Problems) {
     let Value::Table(given) = &mut model.value else { return };
-    let Some(preset) = given.get("preset") else { return };
-    let place = preset.place;
-    let Value::String(name) = &preset.value else { return };
-    let Some(text) = shipped(name) else {
-        let names: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
-        let help = crate::error::nearest_help(name, &names);
-        problems.at(place, format!("model.preset = {name:?} is not a shipped recipe"), &help);
-        return;
-    };
-    sources.preset = SHIPPED.iter().copied().find(|(shipped, _)| shipped == name);
-    let Some(mut tree) = parse_text(text, Place::Preset, problems) else { return };
-    if let Some(Node { value: Value::Table(below), .. }) = tree.remove("model") {
+    let mut next = given.get("preset").cloned();
+    // A chain longer than the list would go round in a circle.
+    for _ in 0..SHIPPED.len() {
+        let Some(Node { value: Value::String(name), place }) = next else { return };
+        let Some(index) = SHIPPED.iter().position(|(shipped, _)| *shipped == name) else {
+            let names: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
+            let message = format!("model.preset = {name:?} is not a shipped recipe");
+            problems.at(place, message, nearest_help(&name, &names));
+            return;
+        };
+        let at_line = |line| Place::Preset(index, line);
+        let Some(mut tree) = parse_text(SHIPPED[index].1, &at_line, problems) else { return };
+        let Some(Node { value: Value::Table(mut below), .. }) = tree.remove("model") else {
+            return;
+        };
+        next = below.remove("preset");
         for (key, node) in below {
             given.entry(key).or_insert(node);
         }

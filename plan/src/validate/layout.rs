@@ -69,29 +69,24 @@ fn batch(plan: &TrainPlan, batch: &BatchPlan, rules: &mut Rules) {
     }
     rules.power_of_two("batch.leaves", batch.leaves as u64);
     rules.multiple("batch.global_batch", global, "batch.micro_batch", batch.micro_batch as u64);
-    let whole = global.is_multiple_of(batch.micro_batch as u64);
-    let quantum = batch_quantum(plan) as u64;
-    match batch.reduction {
-        Reduction::Canonical => {
-            let of_key = "batch.leaves * batch.micro_batch";
-            if whole {
-                rules.multiple("batch.global_batch", global, of_key, quantum);
-            }
-            rules.multiple("batch.ramp_start", batch.ramp_start as u64, of_key, quantum);
-            if !batch.leaves.is_multiple_of(plan.parallel.data.max(1)) {
-                let why = format!("does not divide batch.leaves = {}", batch.leaves);
-                let fix = "canonical reduction gives every rank equally many leaves: change data \
-                           or leaves, or use batch.reduction = \"fast\"";
-                rules.conflict("parallel.data", plan.parallel.data, why, fix);
-            }
-        }
-        Reduction::Fast => {
-            let of_key = "parallel.data * batch.micro_batch";
-            if whole {
-                rules.multiple("batch.global_batch", global, of_key, quantum);
-            }
-            rules.multiple("batch.ramp_start", batch.ramp_start as u64, of_key, quantum);
-        }
+    let quantum = batch_quantum(plan);
+    let (parts_key, parts) = match batch.reduction {
+        Reduction::Canonical => ("batch.leaves", batch.leaves),
+        Reduction::Fast => ("parallel.data", plan.parallel.data),
+    };
+    let of_key = format!("{parts_key} * batch.micro_batch = {parts} * {}", batch.micro_batch);
+    if global.is_multiple_of(batch.micro_batch as u64) {
+        rules.multiple("batch.global_batch", global, &of_key, quantum as u64);
+    }
+    if batch.ramp_start != batch.global_batch {
+        rules.multiple("batch.ramp_start", batch.ramp_start as u64, &of_key, quantum as u64);
+    }
+    let uneven = !batch.leaves.is_multiple_of(plan.parallel.data.max(1));
+    if batch.reduction == Reduction::Canonical && uneven {
+        let why = format!("does not divide batch.leaves = {}", batch.leaves);
+        let fix = "canonical reduction gives every rank equally many leaves: change data or \
+                   leaves, or use batch.reduction = \"fast\"";
+        rules.conflict("parallel.data", plan.parallel.data, why, fix);
     }
     rules.at_most("batch.ramp_start", batch.ramp_start as u64, "batch.global_batch", global);
     if batch.ramp_start < batch.global_batch && batch.ramp_tokens == 0 {

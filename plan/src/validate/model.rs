@@ -129,7 +129,7 @@ fn vocabulary(plan: &TrainPlan, rules: &mut Rules) {
         }
         TokenizerPlan::Char | TokenizerPlan::File { .. } => return,
     };
-    if plan.model.vocab_size < tokens {
+    if (1..tokens).contains(&plan.model.vocab_size) {
         let why = format!("has no rows for the {tokens} tokens of the tokenizer");
         let fix = "raise model.vocab_size or leave it out";
         rules.conflict("model.vocab_size", plan.model.vocab_size, why, fix);

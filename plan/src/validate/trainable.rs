@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// A plan that `lampyris plan` handles and training does not.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{key} = {value} cannot be trained by this release: {reason}")]
+#[error("not trainable: {key} = {value}: {reason}")]
 pub struct Unsupported {
     /// Path of the recipe key.
     pub key: &'static str,
@@ -20,9 +20,9 @@ pub struct Unsupported {
 pub fn check_trainable(plan: &TrainPlan) -> Result<(), Unsupported> {
     model(plan)?;
     schedule(plan)?;
-    let one_rank = "this release trains on one rank; use 1 here";
+    let one_rank = "this release trains on one rank; use 1";
     refuse(plan.parallel.data > 1, "parallel.data", plan.parallel.data, one_rank)?;
-    let zero = "the optimizer state is not sharded yet; use 0";
+    let zero = "this release does not shard the optimizer state; use 0";
     refuse(plan.parallel.zero > 0, "parallel.zero", plan.parallel.zero, zero)?;
     let obtain = if plan.data.obtain.is_empty() {
         "the recipe names no text; give one, e.g. --set data.path=FILE".to_string()
@@ -34,33 +34,32 @@ pub fn check_trainable(plan: &TrainPlan) -> Result<(), Unsupported> {
 
 fn model(plan: &TrainPlan) -> Result<(), Unsupported> {
     let model = &plan.model;
-    let depth = "one MTP layer is the limit; use 0 or 1";
+    let depth = "this release trains at most one MTP layer; use 0 or 1";
     refuse(model.mtp_layers > 1, "model.mtp_layers", model.mtp_layers, depth)?;
-    let Some(moe) = &model.moe else {
-        let dense = "MTP layers are mixture-of-experts layers; use 0 with a dense model";
-        return refuse(model.mtp_layers > 0, "model.mtp_layers", model.mtp_layers, dense);
-    };
+    let gqa = matches!(model.attention, Attention::Gqa { .. });
+    let latent = "this release trains MTP layers with multi-head latent attention only; use 0";
+    refuse(gqa && model.mtp_layers > 0, "model.mtp_layers", model.mtp_layers, latent)?;
+    let Some(moe) = &model.moe else { return Ok(()) };
     let gate = match moe.gate {
         Gate::SigmoidBias => "sigmoid_bias",
         Gate::SoftmaxGreedy => "softmax_greedy",
         Gate::SoftmaxGroupLimited => "softmax_group_limited",
     };
-    let only = "only sigmoid_bias gates (architecture = \"deepseek_v3\") are trained";
+    let only = "this release trains sigmoid_bias gates only (architecture = \"deepseek_v3\")";
     refuse(moe.gate != Gate::SigmoidBias, "model.gate", gate, only)?;
     let mla =
         "experts are trained with multi-head latent attention (architecture = \"deepseek_v3\")";
-    let gqa = matches!(model.attention, Attention::Gqa { .. });
     refuse(gqa, "model.experts", moe.experts, mla)
 }
 
 fn schedule(plan: &TrainPlan) -> Result<(), Unsupported> {
     let schedule = &plan.schedule;
-    let constant = "the MTP weight is constant; leave it out";
+    let constant = "this release keeps one MTP weight; leave it out";
     let later = !schedule.mtp_loss_steps.is_empty();
     refuse(later, "schedule.mtp_loss_steps", schedule.mtp_loss_steps.len(), constant)?;
     match schedule.bias_update_until_tokens {
         Some(tokens) => {
-            let always = "the gate biases are updated to the end; leave it out";
+            let always = "this release updates the gate biases to the end; leave it out";
             refuse(true, "schedule.bias_update_until_tokens", tokens, always)
         }
         None => Ok(()),

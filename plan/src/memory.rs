@@ -1,0 +1,131 @@
+//! Bytes that a rank holds and bytes that a checkpoint takes.
+//!
+//! Weights, gradients and optimizer state follow from the plan exactly, alignment gaps aside. Activations are an
+//! estimate: the elements that a block keeps for its backward pass when attention keeps no score matrix and nothing is
+//! recomputed, of one micro-batch. What libtorch allocates for a moment, the logits of one chunk of the loss among it,
+//! is not counted.
+
+use crate::inventory::{Group, Inventory, Storage};
+use crate::model_spec::{Attention, ModelSpec};
+use crate::train_plan::{Compute, Reduction, TrainPlan};
+use serde::Serialize;
+
+/// Bytes on one rank, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RankMemory {
+    /// fp32 master weights (of this rank's shard with ZeRO-1).
+    pub master_weights: u64,
+    /// The copy in the compute type that matrix products read; 0 in fp32.
+    pub compute_weights: u64,
+    /// fp32 gradient accumulators.
+    pub gradients: u64,
+    /// First and second moment, fp32 (of this rank's shard with ZeRO-1).
+    pub optimizer: u64,
+    /// One micro-batch; an estimate.
+    pub activations: u64,
+}
+
+impl RankMemory {
+    /// What a rank of `plan` holds; the gradients as `reduction` needs them, whatever the plan says.
+    pub fn of(plan: &TrainPlan, inventory: &Inventory, reduction: Reduction) -> RankMemory {
+        let mut memory = RankMemory {
+            master_weights: 0,
+            compute_weights: 0,
+            gradients: 0,
+            optimizer: 0,
+            activations: activations(plan),
+        };
+        let expert_ranks = plan.parallel.expert as u64;
+        for parameter in &inventory.parameters {
+            let whole = parameter.elements() as u64;
+            let here = match parameter.group {
+                Group::Dense => whole,
+                Group::Expert => whole.div_ceil(expert_ranks),
+            };
+            let replicas = match parameter.group {
+                Group::Dense => plan.parallel.data as u64,
+                Group::Expert => plan.parallel.data as u64 / expert_ranks,
+            };
+            let shards = if plan.parallel.zero == 0 { 1 } else { replicas };
+            let copied = plan.compute == Compute::Bf16 && parameter.storage == Storage::Compute;
+            // A master that the forward pass reads itself is whole on every rank.
+            memory.master_weights += 4 * if copied { here.div_ceil(shards) } else { here };
+            memory.compute_weights += if copied { 2 * here } else { 0 };
+            memory.optimizer += 8 * here.div_ceil(shards);
+            memory.gradients += 4 * match reduction {
+                Reduction::Fast => here,
+                // Expert gradients keep one set for each of the `expert` source ranks.
+                Reduction::Canonical if parameter.group == Group::Expert => {
+                    accumulators(plan) * here * expert_ranks
+                }
+                Reduction::Canonical => accumulators(plan) * here,
+            };
+        }
+        memory
+    }
+
+    /// All kinds together.
+    pub fn total(&self) -> u64 {
+        self.master_weights
+            + self.compute_weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+    }
+}
+
+/// Gradient accumulators of canonical reduction: log2 of the leaves of a rank, plus 1.
+fn accumulators(plan: &TrainPlan) -> u64 {
+    let leaves_per_rank = (plan.batch.leaves / plan.parallel.data).max(1);
+    u64::from(leaves_per_rank.ilog2()) + 1
+}
+
+/// Bytes of one checkpoint of the whole job: fp32 weights, both moments, gate biases.
+pub fn checkpoint_bytes(inventory: &Inventory) -> u64 {
+    let weights: u64 = inventory.parameters.iter().map(|p| p.elements() as u64).sum();
+    let biases: usize = inventory.buffers.iter().map(|b| b.shape.iter().product::<usize>()).sum();
+    12 * weights + 4 * biases as u64
+}
+
+fn activations(plan: &TrainPlan) -> u64 {
+    let spec = &plan.model;
+    let tokens = (plan.batch.micro_batch * plan.batch.sequence_length) as u64;
+    let hidden = spec.hidden as u64;
+    // Embedding output and final norm; an MTP layer has two norms and their concatenation, and a norm before the head.
+    let (mut narrow, mut fp32) = (2 * hidden + 5 * hidden * spec.mtp_layers as u64, 0);
+    for layer in 0..spec.all_layers() {
+        let (in_compute_type, in_fp32) = layer_elements(spec, layer);
+        narrow += in_compute_type;
+        fp32 += in_fp32;
+    }
+    tokens * (narrow * plan.compute.bytes() as u64 + 4 * fp32)
+}
+
+/// Elements that one layer keeps per token: (compute type, fp32).
+fn layer_elements(spec: &ModelSpec, layer: usize) -> (u64, u64) {
+    let d = spec.hidden;
+    let (attention, heads) = match spec.attention {
+        // q, k, v, o
+        Attention::Gqa { heads, kv_heads, head_dim } => (2 * (heads + kv_heads) * head_dim, heads),
+        // c_q before and after its norm; c_kv with k_r, c_kv normed; q, k, v, o
+        Attention::Mla { heads, q_rank, kv_rank, nope_dim, rope_dim, v_dim } => {
+            let low = 2 * q_rank.unwrap_or(0) + 2 * kv_rank + rope_dim;
+            (low + 2 * heads * (nope_dim + rope_dim + v_dim), heads)
+        }
+    };
+    // Input, its norm, residual, its norm.
+    let common = 4 * d + attention;
+    let (feed_forward, gate) = match &spec.moe {
+        // Rows out and back, gate, up and their product per expert; the same without rows for the shared expert.
+        Some(moe) if spec.is_moe_layer(layer) => {
+            let routed = moe.experts_per_token * (2 * d + 3 * moe.expert_hidden);
+            (routed + 3 * spec.shared_hidden(), moe.experts)
+        }
+        _ => (3 * spec.ffn_hidden, 0),
+    };
+    // fp32: log-sum-exp of each head, scores of the gate.
+    ((common + feed_forward) as u64, (heads + gate) as u64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+use super::*;
+use crate::fixture;
+
+fn memory(plan: &TrainPlan, reduction: Reduction) -> RankMemory {
+    RankMemory::of(plan, &Inventory::new(&plan.model), reduction)
+}
+
+fn elements(plan: &TrainPlan, keep: impl Fn(&crate::Parameter) -> bool) -> u64 {
+    let inventory = Inventory::new(&plan.model);
+    inventory.parameters.iter().filter(|p| keep(p)).map(|p| p.elements() as u64).sum()
+}
+
+#[test]
+fn one_rank_holds_everything() {
+    let plan = fixture::plan();
+    let all = elements(&plan, |_| true);
+    let copied = elements(&plan, |p| p.storage == Storage::Compute);
+    let found = memory(&plan, Reduction::Canonical);
+    assert_eq!(found.master_weights, 4 * all);
+    assert_eq!(found.compute_weights, 2 * copied);
+    assert_eq!(found.optimizer, 8 * all);
+    assert_eq!(found.gradients, 3 * 4 * all); // log2(4 leaves) + 1
+    assert_eq!(memory(&plan, Reduction::Fast).gradients, 4 * all);
+    assert_eq!(checkpoint_bytes(&Inventory::new(&plan.model)), 12 * all + 4 * 3 * 8);
+}
+
+#[test]
+fn fp32_has_no_second_copy() {
+    let plan = TrainPlan { compute: Compute::Fp32, ..fixture::plan() };
+    let found = memory(&plan, Reduction::Canonical);
+    assert_eq!(found.compute_weights, 0);
+    assert_eq!(found.master_weights, 4 * elements(&plan, |_| true));
+}
+
+#[test]
+fn four_ranks_share_experts_and_optimizer() {
+    let mut plan = fixture::plan();
+    plan.parallel.data = 4;
+    plan.parallel.expert = 2;
+    plan.parallel.zero = 1;
+    let dense = elements(&plan, |p| p.group == Group::Dense);
+    let experts = elements(&plan, |p| p.group == Group::Expert);
+    let found = memory(&plan, Reduction::Canonical);
+    // One leaf per rank: one accumulator; expert gradients once for each of 2 source ranks.
+    assert_eq!(found.gradients, 4 * dense + 2 * 4 * (experts / 2));
+    assert_eq!(memory(&plan, Reduction::Fast).gradients, 4 * dense + 4 * (experts / 2));
+    // Dense shards over 4 ranks, experts over the 2 that hold the same experts.
+    assert_eq!(found.optimizer, 8 * (dense / 4) + 8 * (experts / 4));
+}
+
+#[test]
+fn activations_grow_with_the_micro_batch() {
+    let mut plan = fixture::plan();
+    let one = memory(&plan, Reduction::Canonical).activations;
+    plan.batch.micro_batch *= 3;
+    assert_eq!(memory(&plan, Reduction::Canonical).activations, 3 * one);
+    plan.compute = Compute::Fp32;
+    assert!(memory(&plan, Reduction::Canonical).activations > 5 * one);
+}

@@ -1,0 +1,171 @@
+//! What `lampyris plan` prints: the figures of a plan, as data (`--json`) and as a table for people ([`fmt::Display`]).
+//!
+//! [`fmt::Display`]: std::fmt::Display
+
+use crate::digest::Digests;
+use crate::flops::ForwardFlops;
+use crate::ids::Step;
+use crate::inventory::{Inventory, Kind};
+use crate::lr;
+use crate::memory::{RankMemory, checkpoint_bytes};
+use crate::train_plan::{Reduction, TrainPlan};
+use crate::validate::check_trainable;
+use serde::Serialize;
+
+mod table;
+
+/// The figures of one plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Trainable elements.
+    pub parameters: Parameters,
+    /// Floating-point operations per token.
+    pub flops_per_token: FlopsPerToken,
+    /// Length of the run.
+    pub run: Run,
+    /// Bytes on one rank.
+    pub memory_per_rank: MemoryPerRank,
+    /// Bytes of one checkpoint of the whole job.
+    pub checkpoint_bytes: u64,
+    /// Digests of the plan.
+    pub digests: Digests,
+    /// Why this release cannot train the plan; none if it can.
+    pub untrainable: Option<String>,
+    /// What was decided for the person who wrote the recipe.
+    pub notes: Vec<String>,
+    /// The plan itself.
+    pub plan: TrainPlan,
+}
+
+/// Trainable elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Parameters {
+    /// Main model, embedding and head included, MTP layers not.
+    pub main: u64,
+    /// Of those, what one token uses.
+    pub active: u64,
+    /// Embedding and head.
+    pub embedding_and_head: u64,
+    /// MTP layers, on top of `main`.
+    pub mtp: u64,
+}
+
+/// Floating-point operations per token, causal attention at S/2; training = 3 x forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FlopsPerToken {
+    /// Main model.
+    pub forward: u64,
+    /// Main model.
+    pub training: u64,
+    /// Main model and MTP layers.
+    pub forward_with_mtp: u64,
+    /// Main model and MTP layers.
+    pub training_with_mtp: u64,
+    /// Where the forward operations are.
+    pub forward_parts: ForwardFlops,
+}
+
+/// Length of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Run {
+    /// Tokens to train on.
+    pub tokens: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens of the first step.
+    pub first_step_tokens: u64,
+    /// Tokens of a full-size step.
+    pub step_tokens: u64,
+    /// Micro-batches of a full-size step, over all ranks.
+    pub micro_batches: u64,
+    /// Steps until the warm-up is over.
+    pub warmup_steps: u64,
+    /// Operations of the whole run, MTP layers included.
+    pub flops: f64,
+}
+
+/// Bytes on one rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryPerRank {
+    /// By kind.
+    #[serde(flatten)]
+    pub kinds: RankMemory,
+    /// All kinds together.
+    pub total: u64,
+    /// Gradients if the reduction were canonical.
+    pub gradients_if_canonical: u64,
+    /// Gradients if the reduction were fast.
+    pub gradients_if_fast: u64,
+}
+
+impl Report {
+    /// The figures of `plan`, which `validate` accepts.
+    pub fn new(plan: &TrainPlan) -> Report {
+        let inventory = Inventory::new(&plan.model);
+        let memory = |reduction| RankMemory::of(plan, &inventory, reduction);
+        let kinds = memory(plan.batch.reduction);
+        let flops_per_token = flops_per_token(plan);
+        Report {
+            parameters: parameters(plan, &inventory),
+            flops_per_token,
+            run: run(plan, flops_per_token.training_with_mtp),
+            memory_per_rank: MemoryPerRank {
+                kinds,
+                total: kinds.total(),
+                gradients_if_canonical: memory(Reduction::Canonical).gradients,
+                gradients_if_fast: memory(Reduction::Fast).gradients,
+            },
+            checkpoint_bytes: checkpoint_bytes(&inventory),
+            digests: Digests::of(plan),
+            untrainable: check_trainable(plan).err().map(|reason| reason.to_string()),
+            notes: notes(plan),
+            plan: plan.clone(),
+        }
+    }
+}
+
+fn parameters(plan: &TrainPlan, inventory: &Inventory) -> Parameters {
+    let (main, mtp) = inventory.count(&plan.model);
+    let outer = |kind: &Kind| matches!(kind, Kind::Embedding | Kind::Head);
+    let outer = inventory.parameters.iter().filter(|p| outer(&p.kind));
+    Parameters {
+        main,
+        active: inventory.count_active(&plan.model),
+        embedding_and_head: outer.map(|p| p.elements() as u64).sum(),
+        mtp,
+    }
+}
+
+fn flops_per_token(plan: &TrainPlan) -> FlopsPerToken {
+    let parts = ForwardFlops::per_token(&plan.model, plan.batch.sequence_length);
+    FlopsPerToken {
+        forward: parts.main(),
+        training: 3 * parts.main(),
+        forward_with_mtp: parts.with_mtp(),
+        training_with_mtp: 3 * parts.with_mtp(),
+        forward_parts: parts,
+    }
+}
+
+fn run(plan: &TrainPlan, training_flops: u64) -> Run {
+    Run {
+        tokens: plan.schedule.total_tokens,
+        steps: lr::steps(plan),
+        first_step_tokens: lr::tokens_at_step(plan, Step(1)),
+        step_tokens: plan.step_tokens(),
+        micro_batches: plan.micro_batches() as u64,
+        warmup_steps: lr::step_at_tokens(plan, plan.schedule.warmup_tokens).0,
+        flops: plan.schedule.total_tokens as f64 * training_flops as f64,
+    }
+}
+
+fn notes(plan: &TrainPlan) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (data, leaves) = (plan.parallel.data, plan.batch.leaves);
+    if plan.batch.reduction == Reduction::Fast && !leaves.is_multiple_of(data) {
+        notes.push(format!(
+            "reduction is fast, because {data} data-parallel ranks do not divide {leaves} leaves"
+        ));
+    }
+    notes
+}

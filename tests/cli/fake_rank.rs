@@ -1,7 +1,7 @@
 //! Stands in for `lampyris-rank` in tests: speaks the shim's protocol and does what the script in `FAKE_RANK` says.
 //!
 //! A script is a list of words, one script per rank separated by `|` (the last one serves all further ranks):
-//! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`, `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
+//! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`, `save=PATH`, `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
 //! `huge`, `wait` (for a suspend request, then says so and exits 85 or 86), `ignore` (everything until the shim is
 //! gone, as a stuck rank does), `deadline` (waits for one and logs it), `finish`, `exit=N`, `signal=NAME`.
 //! Without a script it is a good rank: `ready steps=3 finish`.

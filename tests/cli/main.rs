@@ -2,4 +2,14 @@
 //! program. Builds nothing and needs no libtorch.
 
 #[cfg(test)]
+mod desk;
+#[cfg(test)]
+mod errors;
+#[cfg(test)]
+mod help;
+#[cfg(test)]
 mod shim;
+#[cfg(test)]
+mod suspend;
+#[cfg(test)]
+mod train;

@@ -1,0 +1,108 @@
+//! Everything that can end a command, as facts: the message says what is wrong, the hint what to try, the exit code
+//! whether trying again can help.
+
+use lampyris_data as data;
+use lampyris_plan::validate::Unsupported;
+use lampyris_recipes::RecipeError;
+use lampyris_worker::shim::{Failure, Outcome, ShimError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Exit code of a bad recipe or plan: never retry.
+const BAD_PLAN: u8 = 78;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// Carries its own layout: places, lines, help.
+    #[error("{0}")]
+    Recipe(#[from] RecipeError),
+    #[error("{0}")]
+    Untrainable(#[from] Unsupported),
+    #[error("{0}")]
+    Data(#[from] data::Error),
+    #[error("{0}")]
+    Shim(#[from] ShimError),
+    /// The rank process failed; the shim knows the exit code.
+    #[error("{failure}")]
+    Rank { failure: Box<Failure>, exit_code: u8 },
+    #[error("{} is not a run directory: {what}", .path.display())]
+    NotARun { path: PathBuf, what: String },
+    #[error("{} exists already", .path.display())]
+    RunExists { path: PathBuf },
+    #[error("cannot read {}: {source}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot compress the held-out text: {source}")]
+    Compress { source: io::Error },
+    #[error("cannot find the path of this program: {source}")]
+    OwnPath { source: io::Error },
+    #[error("there is no lampyris-rank at {}", .path.display())]
+    NoRankProgram { path: PathBuf },
+    #[error("{} does not run: {what}", .path.display())]
+    RankProgram { path: PathBuf, what: String },
+    #[error("{} is of build {theirs}, this program of {ours}", .path.display())]
+    BuildId { path: PathBuf, theirs: String, ours: String },
+}
+
+impl CliError {
+    pub(crate) fn read(path: &Path, source: io::Error) -> CliError {
+        CliError::Read { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn write(path: &Path, source: io::Error) -> CliError {
+        CliError::Write { path: path.to_path_buf(), source }
+    }
+
+    /// What to try; empty where the message says it already.
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            CliError::Recipe(RecipeError::Read { .. }) => {
+                "give the path of a recipe, e.g. recipes/quickstart.toml".into()
+            }
+            CliError::Rank { failure, .. } => failure.hint(),
+            CliError::NotARun { .. } => {
+                "name a folder that `lampyris train` made, e.g. runs/quickstart-20261123-190000"
+                    .into()
+            }
+            CliError::RunExists { path } => format!(
+                "`lampyris resume {}` continues it; --run-dir names another place",
+                path.display()
+            ),
+            CliError::NoRankProgram { .. } => {
+                "`make build` builds both programs into one folder; LAMPYRIS_RANK names another one"
+                    .into()
+            }
+            CliError::RankProgram { .. } => {
+                "`make build` builds it for the libtorch of this machine".into()
+            }
+            CliError::BuildId { .. } => "build both together: `make build`".into(),
+            CliError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space or name another folder".into()
+            }
+            _ => String::new(),
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Recipe(RecipeError::Invalid { .. }) | CliError::Untrainable(_) => BAD_PLAN,
+            CliError::Data(
+                data::Error::Read { .. } | data::Error::Write { .. } | data::Error::Cargo { .. },
+            ) => 1,
+            // All others say that recipe and text do not fit together.
+            CliError::Data(_) => BAD_PLAN,
+            CliError::Rank { exit_code, .. } => *exit_code,
+            _ => 1,
+        }
+    }
+}
+
+/// The code of an outcome that is no failure, or the failure.
+pub(crate) fn exit_code(outcome: Outcome) -> Result<u8, CliError> {
+    let exit_code = outcome.exit_code();
+    match outcome {
+        Outcome::Failed(failure) => Err(CliError::Rank { failure, exit_code }),
+        Outcome::Finished | Outcome::Suspended { .. } => Ok(exit_code),
+    }
+}

@@ -1,0 +1,28 @@
+//! `lampyris`: what a person types. Starts in milliseconds and links no libtorch, so it runs on a login node; what
+//! computes is `lampyris-rank`, which it finds beside itself.
+//!
+//! One file per sub-command in [`commands`]; everything a person sees goes through [`screen`].
+
+mod commands;
+mod compressors;
+mod error;
+mod prepare;
+mod rank_program;
+mod run_dir;
+mod screen;
+mod started_run;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    let environment = commands::Environment::of_process();
+    match commands::run(cli, &environment) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            screen::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

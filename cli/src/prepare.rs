@@ -1,0 +1,63 @@
+//! The data step: the plan's text becomes token shards in the cache, and is checked against the model before any rank
+//! starts.
+
+use crate::error::CliError;
+use crate::screen::{self, DataProgress};
+use indicatif::{HumanBytes, HumanCount};
+use lampyris_data::{Dataset, Options, Source, Split, TokenizerSpec};
+use lampyris_plan::TrainPlan;
+use lampyris_plan::train_plan as plan;
+use std::io::IsTerminal;
+use std::time::Instant;
+
+/// Prepares the text of `plan`, or finds it prepared, and refuses a tokenizer that does not fit the model and a sequence
+/// longer than the text.
+pub(crate) fn prepare(plan: &TrainPlan) -> Result<Dataset, CliError> {
+    let began = Instant::now();
+    let progress = DataProgress::new(std::io::stderr().is_terminal());
+    let dataset = lampyris_data::prepare(&options(plan), &progress);
+    progress.finish();
+    let dataset = dataset?;
+    dataset.check_vocabulary(plan.model.vocab_size)?;
+    dataset.training(plan.batch.sequence_length, plan.model.mtp_layers)?;
+    let manifest = dataset.manifest();
+    let (training, held_out) = (manifest.training, manifest.validation);
+    screen::note(format_args!(
+        "data: {} in {} documents, {} tokens; {} held out ({:.1} s)",
+        HumanBytes(training.bytes),
+        HumanCount(training.documents),
+        HumanCount(training.tokens),
+        HumanBytes(held_out.bytes),
+        began.elapsed().as_secs_f64(),
+    ));
+    Ok(dataset)
+}
+
+/// The data part of a plan in the words of the data crate, which knows no plan.
+fn options(plan: &TrainPlan) -> Options {
+    let source = |source: &plan::Source| match source.clone() {
+        plan::Source::Text { path } => Source::Text { path },
+        plan::Source::Jsonl { path, field } => Source::Jsonl { path, field },
+        plan::Source::CargoSources { manifest } => Source::CargoSources { manifest },
+    };
+    let data = &plan.data;
+    Options {
+        sources: data.sources.iter().map(source).collect(),
+        max_bytes: data.max_bytes,
+        validation: match data.validation {
+            plan::ValidationSplit::Hash { fraction } => Split::Hash { fraction },
+            plan::ValidationSplit::Tail { fraction } => Split::Tail { fraction },
+        },
+        tokenizer: match plan.tokenizer.clone() {
+            plan::TokenizerPlan::Byte => TokenizerSpec::Byte,
+            plan::TokenizerPlan::Char => TokenizerSpec::Char,
+            plan::TokenizerPlan::Bpe { vocab_size, train_bytes } => {
+                TokenizerSpec::Bpe { vocab_size, train_bytes }
+            }
+            plan::TokenizerPlan::File { path, end_of_document } => {
+                TokenizerSpec::File { path, end_of_document }
+            }
+        },
+        cache_dir: data.cache_dir.clone(),
+    }
+}

@@ -1,0 +1,49 @@
+//! Everything a person sees: results on stdout, progress and errors on stderr. Nothing depends on colour.
+
+mod data_progress;
+mod report;
+mod training;
+
+pub(crate) use data_progress::DataProgress;
+pub(crate) use report::report;
+pub(crate) use training::{Story, TrainingView};
+
+use crate::error::CliError;
+use lampyris_recipes::RecipeError;
+use std::fmt;
+use std::io::Write;
+
+/// A result: one line (or several) on stdout. A reader that has closed the pipe wants no more.
+pub(crate) fn say(text: impl fmt::Display) {
+    writeln!(std::io::stdout(), "{text}").ok();
+}
+
+/// Something on the way: one line on stderr.
+pub(crate) fn note(text: impl fmt::Display) {
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// Why the program ends: `error:`, `hint:`, and the end of the log if a rank failed.
+pub(crate) fn error(error: &CliError) {
+    note(error_text(error));
+}
+
+fn error_text(error: &CliError) -> String {
+    // Problems of a recipe come with their own layout, heading included.
+    let heading = match error {
+        CliError::Recipe(RecipeError::Invalid { .. }) => "",
+        _ => "error: ",
+    };
+    let mut text = format!("{heading}{error}");
+    let hint = error.hint();
+    if !hint.is_empty() {
+        text.push_str(&format!("\nhint: {hint}"));
+    }
+    if let CliError::Rank { failure, .. } = error {
+        text.push_str(&format!("\nlog: {}", failure.log.display()));
+        for line in &failure.log_tail {
+            text.push_str(&format!("\n  | {line}"));
+        }
+    }
+    text
+}

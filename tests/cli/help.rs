@@ -1,0 +1,35 @@
+//! The help texts, word for word.
+
+use crate::desk::Desk;
+use lampyris_tests::assert_golden;
+
+const SUB_COMMANDS: &[&str] = &["train", "suspend"];
+
+#[test]
+fn help_texts_are_as_committed() {
+    let desk = Desk::new("");
+    let mut all = desk.run(&["--help"]).stdout;
+    for sub_command in SUB_COMMANDS {
+        let help = desk.run(&[sub_command, "--help"]);
+        assert_eq!(help.code, 0);
+        all.push_str(&format!("\n----- {sub_command} -----\n{}", help.stdout));
+    }
+    assert_golden("tests/cli/golden/help.txt", &all);
+}
+
+#[test]
+fn the_version_names_the_build_that_both_programs_share() {
+    let ours = Desk::new("").run(&["--version"]).stdout;
+    let build_id = lampyris_proto::build_id(lampyris_plan::train_plan::SCHEMA);
+    assert_eq!(ours, format!("lampyris {} (build {build_id})\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn what_computes_is_handed_to_the_rank_program_with_its_exit_code() {
+    let desk = Desk::new("").with("FAKE_EXIT", "3");
+    for sub_command in ["generate", "parity", "bench", "validate"] {
+        let ended = desk.run(&[sub_command, "a b", "--prompt", "--help", "-x"]);
+        assert_eq!(ended.stdout, format!("{sub_command} a b --prompt --help -x\n"));
+        assert_eq!(ended.code, 3);
+    }
+}

@@ -182,16 +182,14 @@ fn tokenize(
 ) -> Result<Tokenized, Error> {
     let hash = blake3::hash(document.text.as_bytes());
     let (training, validation) = validation.cut(&hash, &document.text);
-    let encode = |text: &str| {
-        let mut tokens = tokenizer.encode(text)?;
-        let ends = tokenizer.ends(text, &tokens)?;
-        if !text.is_empty() {
-            tokens.push(tokenizer.end_of_document());
-        }
-        Ok::<_, Error>((tokens, ends))
-    };
-    let (validation_tokens, mut validation_ends) = encode(validation)?;
+    let mut training_tokens = tokenizer.encode(training)?;
+    if !training.is_empty() {
+        training_tokens.push(tokenizer.end_of_document());
+    }
+    let mut validation_tokens = tokenizer.encode(validation)?;
+    let mut validation_ends = tokenizer.ends(validation, &validation_tokens)?;
     if !validation.is_empty() {
+        validation_tokens.push(tokenizer.end_of_document());
         validation_ends.push(validation.len() as u64);
     }
     Ok(Tokenized {
@@ -199,7 +197,7 @@ fn tokenize(
         line: document.line,
         hash,
         training_bytes: training.len() as u64,
-        training: encode(training)?.0,
+        training: training_tokens,
         validation: validation_tokens,
         validation_text: validation.to_owned(),
         validation_ends,

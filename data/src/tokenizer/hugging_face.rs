@@ -1,10 +1,11 @@
 //! A tokenizer of the Hugging Face `tokenizers` crate.
 
 use super::stream::LibraryState;
+use super::words::WordEncoder;
 use crate::error::Error;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 
 /// Longer texts are cut, where cutting changes nothing, and encoded on all cores.
 const PIECE_BYTES: usize = 1 << 20;
@@ -19,8 +20,8 @@ pub(super) struct HuggingFace {
     /// For each token its bytes, where the text is the concatenation of its tokens' bytes (byte-level BPE).
     bytes: Option<Vec<Box<[u8]>>>,
     vocabulary_size: usize,
-    /// Whether a space after a non-space always begins a new word.
-    cut_at_spaces: bool,
+    /// For byte-level BPE of GPT-2's form.
+    words: Option<WordEncoder>,
 }
 
 impl HuggingFace {
@@ -35,14 +36,11 @@ impl HuggingFace {
             return Err(Error::NoEndOfDocument { path: path.to_owned(), token });
         };
         // Special tokens spelled in a text are text.
-        tokenizer.add_special_tokens(&[AddedToken::from(end_of_document, true)]);
+        tokenizer
+            .add_special_tokens([AddedToken::from(end_of_document, true)])
+            .map_err(|e| refuse(e.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        let cut_at_spaces = tokenizer.get_normalizer().is_none()
-            && matches!(
-                tokenizer.get_pre_tokenizer(),
-                Some(PreTokenizerWrapper::ByteLevel(b)) if b.use_regex && !b.add_prefix_space
-            );
         Ok(Self {
             bytes: token_bytes(&tokenizer, largest),
             path: path.to_owned(),
@@ -50,7 +48,7 @@ impl HuggingFace {
             end_of_document: id,
             end_of_document_text: end_of_document.to_owned(),
             vocabulary_size: largest as usize + 1,
-            cut_at_spaces,
+            words: WordEncoder::new(&tokenizer),
             tokenizer,
         })
     }
@@ -82,18 +80,18 @@ impl HuggingFace {
         Some(tokens.iter().map(|&token| bytes[token as usize].len()).collect())
     }
 
+    /// The tokens of `text`.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        if !self.cut_at_spaces || text.len() <= PIECE_BYTES {
-            return self.encode_piece(text);
-        }
+        let Some(words) = &self.words else { return self.encode_by_library(text) };
         let pieces: Vec<Vec<u32>> = cut_at_spaces(text, PIECE_BYTES)
             .into_par_iter()
-            .map(|piece| self.encode_piece(piece))
+            .map(|piece| words.encode(&self.tokenizer, piece).map_err(self.refuse()))
             .collect::<Result<_, _>>()?;
         Ok(pieces.concat())
     }
 
-    fn encode_piece(&self, text: &str) -> Result<Vec<u32>, Error> {
+    /// The same, slower.
+    pub(super) fn encode_by_library(&self, text: &str) -> Result<Vec<u32>, Error> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(self.refuse())?;
         Ok(encoding.get_ids().to_vec())
     }

@@ -6,6 +6,7 @@
 mod bpe;
 mod hugging_face;
 mod stream;
+mod words;
 
 pub(crate) use bpe::train as train_bpe;
 pub use stream::StreamDecoder;

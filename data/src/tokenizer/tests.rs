@@ -131,6 +131,31 @@ fn long_texts_are_cut_where_it_does_not_matter() {
     }
 }
 
+/// What the library itself makes of a text.
+fn by_library(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let Kind::HuggingFace(inner) = &tokenizer.kind else { panic!("not of the library") };
+    inner.encode_by_library(text).unwrap()
+}
+
+#[test]
+fn every_character_has_the_class_that_the_library_gives_it() {
+    // Between a letter, a digit and a space each class of character gives other words.
+    let characters = (0..0x3100).chain(0xA000..0xA800).chain(0x1F000..0x1F700);
+    let text: String =
+        characters.filter_map(char::from_u32).map(|c| format!("a{c}1{c}.{c} {c}{c} b")).collect();
+    assert_eq!(BPE.encode(&text).unwrap(), by_library(&BPE, &text));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_fast_way_is_the_librarys_way(
+        text in r"([ \n\t'a-zA-Z0-9_.,(){}éß漢١🦀\u{A0}\u{85}\u{300}\u{200B}]|'s|'re| {2,4}|\r\n){0,40}"
+    ) {
+        prop_assert_eq!(BPE.encode(&text).unwrap(), by_library(&BPE, &text));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]

@@ -4,25 +4,42 @@
 //! The contract is POSIX at its meanest: what a file holds is safe only after [`DiskFile::sync`], that a name exists (or
 //! no longer exists) only after [`Disk::sync_dir`] of the folder that holds it.
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{renameat_with, statvfs};
 use rustix::io::Errno;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+/// Offsets, lengths and addresses of [`Access::Bulk`] transfers are multiples of this many bytes.
+pub const ALIGN_BYTES: usize = 4096;
+
+/// How a file will be read or written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Any offset and length, through the page cache.
+    Plain,
+    /// Large transfers, all aligned to [`ALIGN_BYTES`]. They bypass the page cache where the file system can: measured
+    /// 1.2-1.5 GB/s against 0.3 GB/s for buffered writes with fsync, and training keeps its memory.
+    Bulk,
+}
 
 /// File-system operations.
 pub trait Disk: Send + Sync + Debug {
     /// Makes one folder; `AlreadyExists` if the name is taken.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes a file; `AlreadyExists` if the name is taken.
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    fn create(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
     /// Opens a file for reading.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
+    /// Opens an existing file for [`DiskFile::append`].
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Renames a file or folder; `AlreadyExists` if the target is there.
+    /// Renames a file or folder inside its folder; `AlreadyExists` if the target is there.
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Names in a folder, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
@@ -30,20 +47,22 @@ pub trait Disk: Send + Sync + Debug {
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty folder.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Bytes a process of this user may still write below `path`.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
 /// An open file. Offsets and lengths are in bytes.
 pub trait DiskFile: Send + Sync {
     /// Length of the file.
-    fn len(&self) -> io::Result<u64>;
-    /// Whether the file has no bytes.
-    fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
+    fn length(&self) -> io::Result<u64>;
+    /// Reserves room for `bytes` bytes, so that a full disk shows before anything is written. May do nothing.
+    fn reserve(&self, bytes: u64) -> io::Result<()>;
     /// Fills `out` from `offset`; `UnexpectedEof` if the file ends before.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Writes all of `data` at the end, whoever else appends.
+    fn append(&self, data: &[u8]) -> io::Result<()>;
     /// Makes the contents durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -57,12 +76,26 @@ impl Disk for RealDisk {
         std::fs::create_dir(path)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(true).create_new(true).open(path)?))
+    fn create(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(path)?;
+        if access == Access::Bulk {
+            set_direct(&file, true);
+        }
+        Ok(Box::new(file))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(File::open(path)?))
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let file = File::open(path)?;
+        if access == Access::Bulk {
+            set_direct(&file, true);
+        }
+        Ok(Box::new(file))
+    }
+
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().read(true).append(true).open(path)?))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -96,6 +129,30 @@ impl Disk for RealDisk {
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_dir(path)
     }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let stat = statvfs(path)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+}
+
+/// Turns O_DIRECT on or off; file systems without it stay buffered.
+fn set_direct(file: &File, on: bool) {
+    if let Ok(flags) = fcntl_getfl(file) {
+        let flags = if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+        fcntl_setfl(file, flags).ok();
+    }
+}
+
+/// Repeats a transfer through the page cache where the file system took O_DIRECT but not this alignment.
+fn or_buffered(file: &File, mut transfer: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    match transfer() {
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            set_direct(file, false);
+            transfer()
+        }
+        other => other,
+    }
 }
 
 /// Without flags, `rename` still refuses a folder that is not empty (ours never are), and `link` refuses a taken name.
@@ -111,16 +168,29 @@ fn rename_by_hand(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::NOTSUP | Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(out, offset)
+        or_buffered(self, || self.read_exact_at(out, offset))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.write_all_at(data, offset)
+        or_buffered(self, || self.write_all_at(data, offset))
+    }
+
+    fn append(&self, data: &[u8]) -> io::Result<()> {
+        // One write call: with O_APPEND two appenders never mix their bytes.
+        let mut file = self;
+        file.write_all(data)
     }
 
     fn sync(&self) -> io::Result<()> {

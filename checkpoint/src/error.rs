@@ -1,6 +1,9 @@
 //! Everything that can go wrong with a checkpoint or a Hugging Face folder, with the path and what to do about it.
 
+use crate::tensors::Kind;
+use lampyris_plan::Attempt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Result of this crate.
@@ -87,6 +90,81 @@ pub enum Error {
         /// Tensors concerned, with shapes where shapes are the problem.
         names: Vec<String>,
     },
+    /// A checkpoint is not what was written.
+    #[error("checkpoint {} is corrupt: {file}: {problem}", dir.display())]
+    Corrupt {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// File in it.
+        file: String,
+        /// What is wrong: which chunk, which tensors.
+        problem: String,
+    },
+    /// Every checkpoint that might be loaded is damaged.
+    #[error(
+        "run {} has no good checkpoint left; start a new run, or look at what was quarantined:{}",
+        dir.display(), bullets(problems)
+    )]
+    NoneGood {
+        /// The run directory.
+        dir: PathBuf,
+        /// What is wrong with each.
+        problems: Vec<String>,
+    },
+    /// A checkpoint of another format.
+    #[error(
+        "checkpoint {} has format {found}; this version reads format {} and older: use a newer version",
+        dir.display(), crate::format::FORMAT
+    )]
+    NewerFormat {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A checkpoint does not hold what is asked for.
+    #[error(
+        "checkpoint {} does not hold elements {}..{} of {tensor} {kind}: it is of another model or was saved without it",
+        dir.display(), range.start, range.end
+    )]
+    NotSaved {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Hugging Face name.
+        tensor: String,
+        /// What was asked for.
+        kind: Kind,
+        /// Elements not found.
+        range: Range<u64>,
+    },
+    /// The ranks together did not write every element once; nothing was committed.
+    #[error("the checkpoint was not committed: {problem}")]
+    Incomplete {
+        /// What is missing or stands twice.
+        problem: String,
+    },
+    /// A newer attempt of this run has begun: this process must not write any more.
+    #[error(
+        "attempt {attempt} of this run was superseded by attempt {by}: nothing was committed; stop this process"
+    )]
+    Superseded {
+        /// This process.
+        attempt: Attempt,
+        /// The newer one.
+        by: Attempt,
+    },
+    /// Another process has this attempt number.
+    #[error("attempt {attempt} of this run is taken: another process has claimed it")]
+    AttemptTaken {
+        /// The number.
+        attempt: Attempt,
+    },
+    /// An attempt wants to commit but never said from where it began.
+    #[error("attempt {attempt} is not in lineage.jsonl: it must be recorded before it commits")]
+    NotRecorded {
+        /// The attempt.
+        attempt: Attempt,
+    },
     /// A model that no Hugging Face class can express.
     #[error("this model cannot be exported: {reason}")]
     NotExportable {
@@ -119,6 +197,15 @@ impl Error {
             }
             _ => Error::Io { doing, path, source },
         }
+    }
+
+    /// Whether a checkpoint was found damaged, so that an older one should be tried.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self, Error::Corrupt { .. })
+    }
+
+    pub(crate) fn corrupt(dir: &Path, file: &str, problem: String) -> Error {
+        Error::Corrupt { dir: dir.to_path_buf(), file: file.to_string(), problem }
     }
 
     pub(crate) fn malformed(file: &Path, problem: impl Into<String>) -> Error {

@@ -3,8 +3,28 @@
 //! Links no libtorch: tensors are plain `f32` slices here, so `lampyris export` and `lampyris checkpoint` run on a login
 //! node.
 
+mod aligned;
 pub mod disk;
 mod error;
+pub mod format;
 pub mod hf;
+mod lineage;
+mod read;
+pub mod report;
+mod resume;
+mod retention;
+mod run;
+mod saver;
+mod shard;
+pub mod tensors;
 
 pub use error::{Error, Result};
+pub use format::{CheckpointId, Digests, Manifest};
+pub use lineage::{Lineage, Record};
+pub use read::{Reader, Request};
+pub use resume::{Loaded, Quarantined};
+pub use retention::{Pruned, Retention};
+pub use run::{Meta, Run};
+pub use saver::{Buffers, Busy, Gather, Saved, Saver, Slot, Snapshot, one_rank};
+pub use shard::{Piece, ShardReport, Transfer};
+pub use tensors::Kind;

@@ -5,7 +5,7 @@
 
 use super::import::duplicates;
 use super::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, config};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Result};
 use lampyris_plan::{Inventory, ModelSpec};
 use safetensors::Dtype;
@@ -218,7 +218,7 @@ impl NewFolder<'_> {
         header.resize(header.len().next_multiple_of(8), b' ');
         let path = self.dir.join(name);
         let io = |e| Error::io("writing", &path, e);
-        let file = self.disk.create(&path).map_err(io)?;
+        let file = self.disk.create(&path, Access::Plain).map_err(io)?;
         file.write_at(0, &(header.len() as u64).to_le_bytes()).map_err(io)?;
         file.write_at(8, &header).map_err(io)?;
         let mut offset = 8 + header.len() as u64;
@@ -236,7 +236,7 @@ impl NewFolder<'_> {
     fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
         let io = |e| Error::io("writing", &path, e);
-        let file = self.disk.create(&path).map_err(io)?;
+        let file = self.disk.create(&path, Access::Plain).map_err(io)?;
         file.write_at(0, content).map_err(io)?;
         file.sync().map_err(|e| Error::io("syncing", &path, e))
     }

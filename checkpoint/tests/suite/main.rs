@@ -1,9 +1,18 @@
 //! What the crate promises to its users, through its public interface only.
-#![allow(clippy::unwrap_used, reason = "the helpers of tests fail like tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "the helpers of tests are tests")]
 
+mod crash;
+mod crash_disk;
+mod faults;
+mod fixture;
+mod golden;
 mod hf_config;
 mod hf_export;
 mod hf_folder;
+mod hooked_disk;
+mod kill;
+mod saver;
+mod snapshot;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,345 @@
+//! Reads any part of any tensor from a checkpoint, whatever layout wrote it.
+//!
+//! A load is a set of ranges. They are cut along the chunks that hold them, each chunk is read once, checked against its
+//! checksum, and copied to where its ranges belong; a few threads take chunks in file order.
+
+use crate::aligned::Aligned;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::error::{Error, Result};
+use crate::format::{
+    Checksum, MANIFEST_FILE, Manifest, PieceEntry, ShardEntry, ShardIndex, data_file, index_file,
+    parse, unseal,
+};
+use crate::tensors::Kind;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A range of a tensor to be filled.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Hugging Face name.
+    pub tensor: &'a str,
+    /// What the values are.
+    pub kind: Kind,
+    /// First element in the whole tensor.
+    pub start: u64,
+    /// Where the values go.
+    pub out: &'a mut [f32],
+}
+
+/// An open checkpoint whose manifest, indexes and file lengths are known to be right. Values are checked as they are
+/// read.
+#[derive(Debug)]
+pub struct Reader {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    manifest: Manifest,
+    shards: Vec<Shard>,
+    /// Pieces of each tensor by rising start: (shard, piece).
+    pieces: HashMap<(String, Kind), Vec<(usize, usize)>>,
+    /// The chunk that [`Reader::read`] read last.
+    last: Mutex<Option<(ChunkId, Vec<u8>)>>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    file: String,
+    bytes: u64,
+    index: ShardIndex,
+}
+
+/// (shard, chunk): sorts in file order.
+type ChunkId = (usize, usize);
+
+/// Part of a request inside one chunk.
+struct Cut<'a> {
+    /// First byte in the chunk.
+    at: usize,
+    out: &'a mut [f32],
+}
+
+impl Reader {
+    /// Opens the committed checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] names the file that is missing, truncated or altered; [`Error::NewerFormat`].
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader> {
+        let manifest = read_manifest(disk.as_ref(), dir)?;
+        let mut shards = Vec::with_capacity(manifest.shards.len());
+        for entry in &manifest.shards {
+            shards.push(Shard::open(disk.as_ref(), dir, entry)?);
+        }
+        let mut pieces: HashMap<(String, Kind), Vec<(usize, usize)>> = HashMap::new();
+        for (shard, held) in shards.iter().enumerate() {
+            for (piece, entry) in held.index.pieces.iter().enumerate() {
+                pieces.entry((entry.tensor.clone(), entry.kind)).or_default().push((shard, piece));
+            }
+        }
+        for held in pieces.values_mut() {
+            held.sort_by_key(|&(shard, piece)| shards[shard].index.pieces[piece].start);
+        }
+        let dir = dir.to_path_buf();
+        Ok(Reader { disk, dir, manifest, shards, pieces, last: Mutex::new(None) })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the checkpoint says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Bytes of all data files.
+    pub fn data_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
+    /// Fills all requests with `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::NotSaved`] if a range is not in the checkpoint, [`Error::Corrupt`] with file, chunk and the tensors it
+    /// touches; what was filled before is then undefined.
+    pub fn load(&self, requests: Vec<Request<'_>>, threads: usize) -> Result<()> {
+        let mut chunks: BTreeMap<ChunkId, Vec<Cut<'_>>> = BTreeMap::new();
+        for request in requests {
+            self.cut(request, &mut chunks)?;
+        }
+        self.each_chunk(chunks, threads, |bytes, cuts| {
+            let bytes = bytes?;
+            for cut in cuts {
+                let out: &mut [u8] = bytemuck::cast_slice_mut(cut.out);
+                out.copy_from_slice(&bytes[cut.at..cut.at + out.len()]);
+            }
+            Ok(())
+        })
+    }
+
+    /// Fills one range, for readers that go through a checkpoint in small steps: the chunk read last is kept.
+    ///
+    /// # Errors
+    /// As [`Reader::load`].
+    pub fn read(&self, tensor: &str, kind: Kind, start: u64, out: &mut [f32]) -> Result<()> {
+        let mut chunks = BTreeMap::new();
+        self.cut(Request { tensor, kind, start, out }, &mut chunks)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, cuts) in chunks {
+            if last.as_ref().is_none_or(|(held, _)| *held != id) {
+                let file = self.open_data(id.0)?;
+                let mut buffer = Aligned::new(self.chunk_length(id));
+                *last = Some((id, self.checked_chunk(file.as_ref(), id, &mut buffer)?.to_vec()));
+            }
+            let bytes = last.as_ref().map_or(&[] as &[u8], |(_, bytes)| bytes);
+            for cut in cuts {
+                let out: &mut [u8] = bytemuck::cast_slice_mut(cut.out);
+                out.copy_from_slice(&bytes[cut.at..cut.at + out.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every byte, compares every checksum and returns what is wrong, in no particular order; empty if all is well.
+    ///
+    /// # Errors
+    /// The disk fails otherwise than by missing or short files.
+    pub fn verify(&self, threads: usize) -> Result<Vec<Error>> {
+        let all = self.shards.iter().enumerate();
+        let chunks = all.flat_map(|(shard, held)| {
+            (0..held.index.chunks.len()).map(move |chunk| ((shard, chunk), ()))
+        });
+        let problems = Mutex::new(Vec::new());
+        self.each_chunk(chunks.collect(), threads, |bytes, ()| match bytes {
+            Err(e) if e.is_corrupt() => {
+                problems.lock().unwrap_or_else(PoisonError::into_inner).push(e);
+                Ok(())
+            }
+            other => other.map(drop),
+        })?;
+        Ok(problems.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Cuts a request along pieces and chunks.
+    fn cut<'a>(
+        &self,
+        request: Request<'a>,
+        chunks: &mut BTreeMap<ChunkId, Vec<Cut<'a>>>,
+    ) -> Result<()> {
+        let Request { tensor, kind, mut start, mut out } = request;
+        let held = self.pieces.get(&(tensor.to_string(), kind)).map_or(&[] as &[_], Vec::as_slice);
+        let entry = |&(shard, piece): &(usize, usize)| &self.shards[shard].index.pieces[piece];
+        let mut next = held.partition_point(|place| {
+            let piece = entry(place);
+            piece.start + piece.len <= start
+        });
+        while !out.is_empty() {
+            let Some(place) = held.get(next).filter(|place| entry(place).start <= start) else {
+                return Err(self.not_saved(tensor, kind, start, out.len()));
+            };
+            let piece: &PieceEntry = entry(place);
+            let chunk_bytes = self.shards[place.0].index.chunk_bytes as u64;
+            let offset = piece.offset + (start - piece.start) * 4;
+            let end = piece.end_offset().min((offset / chunk_bytes + 1) * chunk_bytes);
+            let count = out.len().min(((end - offset) / 4) as usize);
+            let (now, later) = out.split_at_mut(count);
+            let id = (place.0, (offset / chunk_bytes) as usize);
+            let at = (offset % chunk_bytes) as usize;
+            chunks.entry(id).or_default().push(Cut { at, out: now });
+            start += count as u64;
+            out = later;
+            if start == piece.start + piece.len {
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn not_saved(&self, tensor: &str, kind: Kind, start: u64, len: usize) -> Error {
+        Error::NotSaved {
+            dir: self.dir.clone(),
+            tensor: tensor.to_string(),
+            kind,
+            range: start..start + len as u64,
+        }
+    }
+
+    /// Reads and checks chunks with some threads, in file order, and hands each to `take`. Stops at the first error.
+    fn each_chunk<T: Send>(
+        &self,
+        chunks: BTreeMap<ChunkId, T>,
+        threads: usize,
+        take: impl Fn(Result<&[u8]>, T) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let largest = chunks.keys().map(|&id| self.chunk_length(id)).max().unwrap_or(0);
+        let count = chunks.len();
+        let queue = Mutex::new(chunks.into_iter());
+        let pop = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut buffer = Aligned::new(largest);
+            let mut open: Option<(usize, Box<dyn DiskFile>)> = None;
+            while let Some((id, destination)) = pop() {
+                let file = match open.take() {
+                    Some((shard, file)) if shard == id.0 => file,
+                    _ => self.open_data(id.0)?,
+                };
+                take(self.checked_chunk(file.as_ref(), id, &mut buffer), destination)?;
+                open = Some((id.0, file));
+            }
+            Ok(())
+        };
+        let until_error = || {
+            let done: Result<()> = work();
+            if done.is_err() {
+                while pop().is_some() {}
+            }
+            done
+        };
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> =
+                (1..threads.min(count)).map(|_| scope.spawn(until_error)).collect();
+            let mut done = until_error();
+            for helper in helpers {
+                done = done.and(helper.join().expect("a reader does not panic"));
+            }
+            done
+        })
+    }
+
+    fn open_data(&self, shard: usize) -> Result<Box<dyn DiskFile>> {
+        let file = &self.shards[shard].file;
+        open_part(self.disk.as_ref(), &self.dir, file, Access::Bulk)
+    }
+
+    fn chunk_length(&self, (shard, chunk): ChunkId) -> usize {
+        let Shard { bytes, index, .. } = &self.shards[shard];
+        (bytes - (chunk * index.chunk_bytes) as u64).min(index.chunk_bytes as u64) as usize
+    }
+
+    fn checked_chunk<'b>(
+        &self,
+        file: &dyn DiskFile,
+        id: ChunkId,
+        buffer: &'b mut Aligned,
+    ) -> Result<&'b [u8]> {
+        let shard = &self.shards[id.0];
+        let offset = (id.1 * shard.index.chunk_bytes) as u64;
+        let bytes = &mut buffer.bytes()[..self.chunk_length(id)];
+        file.read_at(offset, bytes).map_err(|e| reading(&self.dir, &shard.file, e))?;
+        let (found, written) = (Checksum::of(bytes), shard.index.chunks[id.1]);
+        if found == written {
+            return Ok(bytes);
+        }
+        let end = offset + bytes.len() as u64;
+        let touched =
+            shard.index.pieces.iter().filter(|p| p.offset < end && p.end_offset() > offset);
+        let mut names: Vec<String> = touched.map(|p| format!("{} {}", p.tensor, p.kind)).collect();
+        if names.len() > 3 {
+            let more = names.len() - 3;
+            names.truncate(3);
+            names.push(format!("{more} more"));
+        }
+        let problem = format!(
+            "chunk {} (bytes {offset}..{end}: {}) has checksum {found}, {written} was written",
+            id.1,
+            names.join(", ")
+        );
+        Err(Error::corrupt(&self.dir, &shard.file, problem))
+    }
+}
+
+impl Shard {
+    fn open(disk: &dyn Disk, dir: &Path, entry: &ShardEntry) -> Result<Shard> {
+        let name = index_file(entry.rank);
+        let text = read_whole(disk, dir, &name)?;
+        let found = Checksum::of(&text);
+        if text.len() as u64 != entry.index_bytes || found != entry.index_xxh3 {
+            let problem = format!("its checksum is {found}, {} was written", entry.index_xxh3);
+            return Err(Error::corrupt(dir, &name, problem));
+        }
+        let index: ShardIndex = parse(dir, &name, &text)?;
+        if index.chunks.len() as u64 != entry.data_bytes.div_ceil(index.chunk_bytes.max(1) as u64) {
+            let problem = "it has not one checksum per chunk".to_string();
+            return Err(Error::corrupt(dir, &name, problem));
+        }
+        let file = data_file(entry.rank);
+        let bytes = open_part(disk, dir, &file, Access::Plain)?
+            .length()
+            .map_err(|e| reading(dir, &file, e))?;
+        if bytes != entry.data_bytes {
+            let problem = format!("it has {bytes} bytes, {} were written", entry.data_bytes);
+            return Err(Error::corrupt(dir, &file, problem));
+        }
+        Ok(Shard { file, bytes, index })
+    }
+}
+
+/// Reads and checks only the manifest of the checkpoint in `dir`.
+pub(crate) fn read_manifest(disk: &dyn Disk, dir: &Path) -> Result<Manifest> {
+    unseal(dir, &read_whole(disk, dir, MANIFEST_FILE)?)
+}
+
+fn read_whole(disk: &dyn Disk, dir: &Path, file: &str) -> Result<Vec<u8>> {
+    let open = open_part(disk, dir, file, Access::Plain)?;
+    let read = || {
+        let mut bytes = vec![0; open.length()? as usize];
+        open.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|e| reading(dir, file, e))
+}
+
+fn open_part(disk: &dyn Disk, dir: &Path, file: &str, access: Access) -> Result<Box<dyn DiskFile>> {
+    disk.open(&dir.join(file), access).map_err(|e| reading(dir, file, e))
+}
+
+/// A file that is missing or ends early is corruption; anything else is the disk's failure.
+fn reading(dir: &Path, file: &str, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::NotFound => Error::corrupt(dir, file, "it is missing".to_string()),
+        io::ErrorKind::UnexpectedEof => Error::corrupt(dir, file, "it ends early".to_string()),
+        _ => Error::io("reading", &dir.join(file), e),
+    }
+}

@@ -1,0 +1,244 @@
+//! The checkpoints of one run directory: where they lie, and the commit that makes one appear whole or not at all.
+//!
+//! A save writes into `.step-N.attempt-A.tmp`, every file synced; the manifest comes last; the folder is synced, renamed
+//! once to `step-N.attempt-A` and the rename synced. Nothing that has that name is ever written to again.
+
+use crate::disk::{Access, Disk};
+use crate::error::{Error, Result};
+use crate::format::{CheckpointId, Digests, FORMAT, MANIFEST_FILE, Manifest, seal};
+use crate::shard::{ShardReport, write_small};
+use crate::tensors::{Kind, TensorEntry};
+use lampyris_plan::Attempt;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A run directory, as far as checkpoints go.
+#[derive(Debug, Clone)]
+pub struct Run {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+}
+
+/// What the trainer says about a checkpoint when it is committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Meta {
+    /// Step and attempt.
+    pub id: CheckpointId,
+    /// Digests of the recipe.
+    pub digests: Digests,
+    /// Numerics fingerprint of the machine.
+    pub fingerprint: BTreeMap<String, String>,
+    /// Validation loss, if it was measured at this step.
+    pub validation_loss: Option<f64>,
+    /// Small state of the trainer.
+    pub state: BTreeMap<String, Value>,
+    /// Every tensor that the ranks together must have written completely.
+    pub tensors: Vec<TensorEntry>,
+}
+
+const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const ATTEMPTS: &str = "attempts";
+pub(crate) const LINEAGE_FILE: &str = "lineage.jsonl";
+
+impl Run {
+    /// Opens the existing folder `dir` as a run directory and makes what is missing in it.
+    ///
+    /// # Errors
+    /// `dir` does not exist or cannot be written.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Run> {
+        let run = Run { disk, dir: dir.to_path_buf() };
+        for name in [CHECKPOINTS, ATTEMPTS] {
+            let path = dir.join(name);
+            already(run.disk.create_dir(&path)).map_err(|e| Error::io("creating", &path, e))?;
+        }
+        let path = dir.join(LINEAGE_FILE);
+        already(run.disk.create(&path, Access::Plain).map(drop))
+            .map_err(|e| Error::io("creating", &path, e))?;
+        // Also when all was there: who made it may have died before this line.
+        run.disk.sync_dir(dir).map_err(|e| Error::io("syncing", dir, e))?;
+        Ok(run)
+    }
+
+    /// Opens the existing run directory `dir` without writing anything, for reading on a disk that may be read-only.
+    pub fn open_read_only(disk: Arc<dyn Disk>, dir: &Path) -> Run {
+        Run { disk, dir: dir.to_path_buf() }
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The folder of all checkpoints.
+    pub fn checkpoints_dir(&self) -> PathBuf {
+        self.dir.join(CHECKPOINTS)
+    }
+
+    /// The folder of a committed checkpoint.
+    pub fn path(&self, id: CheckpointId) -> PathBuf {
+        self.checkpoints_dir().join(id.to_string())
+    }
+
+    pub(crate) fn temporary_path(&self, id: CheckpointId) -> PathBuf {
+        self.checkpoints_dir().join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"))
+    }
+
+    /// Every committed checkpoint, by rising step, whatever its attempt. What may be loaded is [`Run::candidates`].
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn committed(&self) -> Result<Vec<CheckpointId>> {
+        let mut ids: Vec<CheckpointId> =
+            self.names()?.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let dir = self.checkpoints_dir();
+        self.disk.list(&dir).map_err(|e| Error::io("reading", &dir, e))
+    }
+
+    /// Makes the folder into which the ranks write their shards; each rank calls it, in any order.
+    pub(crate) fn begin(&self, id: CheckpointId) -> Result<PathBuf> {
+        if self.committed()?.contains(&id) {
+            return Err(Error::Exists { path: self.path(id) });
+        }
+        let path = self.temporary_path(id);
+        already(self.disk.create_dir(&path)).map_err(|e| Error::io("creating", &path, e))?;
+        Ok(path)
+    }
+
+    /// Commits what the ranks wrote: one rank calls it, with the reports of all. When it returns, the checkpoint
+    /// survives a power cut.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] if the shards do not hold every tensor exactly once or are of another checkpoint,
+    /// [`Error::Superseded`] if a newer attempt has begun, failures of the disk. Call [`Run::abandon`] then.
+    pub fn commit(&self, meta: &Meta, reports: &[ShardReport]) -> Result<PathBuf> {
+        let id = meta.id;
+        if let Some(other) = reports.iter().find(|report| report.id != id) {
+            let problem = format!("rank {} reported {}, not {id}", other.entry.rank, other.id);
+            return Err(Error::Incomplete { problem });
+        }
+        check_complete(&meta.tensors, reports)?;
+        let parent = self.check_current(id.attempt)?;
+        let mut shards: Vec<_> = reports.iter().map(|report| report.entry.clone()).collect();
+        shards.sort_by_key(|shard| shard.rank);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let manifest = Manifest {
+            format: FORMAT,
+            id,
+            parent,
+            saved_unix_s: now.as_secs(),
+            digests: meta.digests.clone(),
+            fingerprint: meta.fingerprint.clone(),
+            validation_loss: meta.validation_loss,
+            state: meta.state.clone(),
+            world: shards.len(),
+            tensors: meta.tensors.clone(),
+            shards,
+        };
+        let temporary = self.temporary_path(id);
+        write_small(self.disk.as_ref(), &temporary.join(MANIFEST_FILE), &seal(&manifest)?)?;
+        self.disk.sync_dir(&temporary).map_err(|e| Error::io("syncing", &temporary, e))?;
+        let target = self.path(id);
+        self.disk.rename_noreplace(&temporary, &target).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Error::Exists { path: target.clone() },
+            _ => Error::io("renaming to", &target, e),
+        })?;
+        let all = self.checkpoints_dir();
+        self.disk.sync_dir(&all).map_err(|e| Error::io("syncing", &all, e))?;
+        Ok(target)
+    }
+
+    /// Removes what a failed save left, as far as it can be removed.
+    pub fn abandon(&self, id: CheckpointId) {
+        // Whatever fails here, the error that led here matters more, and the next attempt's sweep tries again.
+        self.remove_folder(&self.temporary_path(id)).ok();
+    }
+
+    /// Removes a flat folder.
+    pub(crate) fn remove_folder(&self, dir: &Path) -> Result<()> {
+        let io = |e| Error::io("removing", dir, e);
+        for name in self.disk.list(dir).map_err(io)? {
+            self.disk.remove_file(&dir.join(name)).map_err(io)?;
+        }
+        self.disk.remove_dir(dir).map_err(io)
+    }
+}
+
+const TEMPORARY_PREFIX: &str = ".";
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// The checkpoint whose unfinished folder is called `name`.
+pub(crate) fn parse_temporary(name: &str) -> Option<CheckpointId> {
+    name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX)?.parse().ok()
+}
+
+/// Success where the name was there before.
+fn already(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Refuses a checkpoint in which any element of any tensor is missing or stands twice.
+fn check_complete(tensors: &[TensorEntry], reports: &[ShardReport]) -> Result<()> {
+    let incomplete = |problem: String| Err(Error::Incomplete { problem });
+    let mut ranges: HashMap<(&str, Kind), Vec<(u64, u64)>> = HashMap::new();
+    for piece in reports.iter().flat_map(|report| &report.pieces) {
+        let all = ranges.entry((piece.tensor.as_str(), piece.kind)).or_default();
+        all.push((piece.start, piece.len));
+    }
+    for tensor in tensors {
+        for &kind in &tensor.kinds {
+            let mut pieces = ranges.remove(&(tensor.name.as_str(), kind)).unwrap_or_default();
+            pieces.sort_unstable();
+            let mut end = 0;
+            for (start, len) in pieces {
+                if start != end {
+                    let how = if start > end { "written by no rank" } else { "written twice" };
+                    let (from, to) = (start.min(end), start.max(end));
+                    let name = &tensor.name;
+                    return incomplete(format!(
+                        "elements {from}..{to} of {name} {kind} were {how}"
+                    ));
+                }
+                end += len;
+            }
+            if end != tensor.elements() {
+                let name = &tensor.name;
+                let all = tensor.elements();
+                return incomplete(format!(
+                    "{end} of {all} elements of {name} {kind} were written"
+                ));
+            }
+        }
+    }
+    match ranges.into_keys().next() {
+        Some((name, kind)) => incomplete(format!("{name} {kind} is in no list of tensors")),
+        None => Ok(()),
+    }
+}
+
+/// The attempt whose right to write is in question is `attempt`; see `lineage.rs`.
+impl Run {
+    fn check_current(&self, attempt: Attempt) -> Result<Option<CheckpointId>> {
+        let newest = self.newest_claim()?;
+        if newest > attempt {
+            return Err(Error::Superseded { attempt, by: newest });
+        }
+        self.lineage()?.parent_of(attempt)
+    }
+}

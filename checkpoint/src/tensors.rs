@@ -1,0 +1,134 @@
+//! Global coordinates: how the parameters of this project, which stack several Hugging Face tensors, are named and cut
+//! in files. A coordinate is (Hugging Face tensor, kind, flat element range of the whole row-major tensor); no rank, no
+//! bucket and no layout appears in it.
+
+use lampyris_plan::Inventory;
+use lampyris_plan::inventory::Parameter;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::ops::Range;
+
+/// What the values of a tensor are. All are fp32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Master weight.
+    Weight,
+    /// First moment of AdamW.
+    ExpAvg,
+    /// Second moment of AdamW.
+    ExpAvgSq,
+    /// Selection biases of a gate.
+    GateBias,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Weight => "weight",
+            Kind::ExpAvg => "exp_avg",
+            Kind::ExpAvgSq => "exp_avg_sq",
+            Kind::GateBias => "gate_bias",
+        })
+    }
+}
+
+/// A tensor of a checkpoint, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorEntry {
+    /// Hugging Face name.
+    pub name: String,
+    /// Global shape.
+    pub shape: Vec<usize>,
+    /// What is kept of it.
+    pub kinds: Vec<Kind>,
+}
+
+impl TensorEntry {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
+}
+
+/// Every tensor of a model with `kinds` for the trained ones, in order of first use, gate biases last.
+pub fn tensor_list(inventory: &Inventory, kinds: &[Kind]) -> Vec<TensorEntry> {
+    let trained = inventory.parameters.iter().flat_map(|parameter| {
+        parameter.parts.iter().map(|part| {
+            let mut shape = parameter.shape.clone();
+            shape[0] = part.rows;
+            TensorEntry { name: part.hf_name.clone(), shape, kinds: kinds.to_vec() }
+        })
+    });
+    let biases = inventory.buffers.iter().map(|buffer| TensorEntry {
+        name: buffer.hf_name.clone(),
+        shape: buffer.shape.clone(),
+        kinds: vec![Kind::GateBias],
+    });
+    trained.chain(biases).collect()
+}
+
+/// A part of a parameter that lies in one Hugging Face tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorRange<'a> {
+    /// Hugging Face name.
+    pub tensor: &'a str,
+    /// First element in that tensor.
+    pub start: u64,
+    /// Elements of the parameter, counted from its beginning.
+    pub within: Range<usize>,
+}
+
+/// Cuts elements `range` of a parameter along its Hugging Face tensors: parts are stacked along dimension 0, so each is
+/// one contiguous range.
+pub fn split(parameter: &Parameter, range: Range<usize>) -> Vec<TensorRange<'_>> {
+    let row = parameter.row_elements();
+    let cut = parameter.parts.iter().filter_map(|part| {
+        let first = part.first_row * row;
+        let start = range.start.max(first);
+        let end = range.end.min(first + part.rows * row);
+        (start < end).then(|| TensorRange {
+            tensor: &part.hf_name,
+            start: (start - first) as u64,
+            within: start..end,
+        })
+    });
+    cut.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lampyris_plan::inventory::Part;
+
+    #[test]
+    fn a_range_is_cut_where_its_tensors_meet() {
+        let inventory = Inventory::default();
+        assert_eq!(tensor_list(&inventory, &[Kind::Weight]), []);
+        let part =
+            |name: &str, first_row, rows| Part { hf_name: name.to_string(), first_row, rows };
+        let parameter = Parameter {
+            id: 0,
+            name: "qkv".to_string(),
+            shape: vec![6, 10],
+            parts: vec![part("q", 0, 3), part("k", 3, 1), part("v", 4, 2)],
+            kind: lampyris_plan::inventory::Kind::Attention,
+            layer: None,
+            group: lampyris_plan::inventory::Group::Dense,
+            storage: lampyris_plan::inventory::Storage::Compute,
+            init: lampyris_plan::inventory::Init::Ones,
+            decay: true,
+            contributions: 1,
+        };
+        let cut = |range| {
+            let cut = split(&parameter, range);
+            cut.into_iter().map(|r| (r.tensor.to_string(), r.start, r.within)).collect::<Vec<_>>()
+        };
+        let name = |name: &str| name.to_string();
+        let whole = [(name("q"), 0, 0..30), (name("k"), 0, 30..40), (name("v"), 0, 40..60)];
+        assert_eq!(cut(0..60), whole);
+        assert_eq!(cut(25..33), [(name("q"), 25, 25..30), (name("k"), 0, 30..33)]);
+        assert_eq!(cut(47..48), [(name("v"), 7, 47..48)]);
+        assert_eq!(cut(30..30), []);
+    }
+}

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 mod passthrough;
+mod plan;
 mod suspend;
 mod train;
 
@@ -22,6 +23,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what a recipe computes: parameters, FLOPs, memory, steps
+    Plan(plan::Args),
     /// Train a recipe on this machine
     Train(train::Args),
     /// Ask a run to checkpoint and stay stopped until resumed
@@ -94,6 +97,7 @@ impl Environment {
 pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
     let rank = || environment.rank_program.clone();
     match cli.command {
+        Command::Plan(args) => plan::run(&args, environment),
         Command::Train(args) => train::run(&args, environment),
         Command::Suspend(args) => suspend::run(&args),
         Command::Generate(args) => passthrough::run("generate", args, rank()),

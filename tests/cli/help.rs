@@ -3,7 +3,7 @@
 use crate::desk::Desk;
 use lampyris_tests::assert_golden;
 
-const SUB_COMMANDS: &[&str] = &["train", "suspend"];
+const SUB_COMMANDS: &[&str] = &["plan", "train", "suspend"];
 
 #[test]
 fn help_texts_are_as_committed() {

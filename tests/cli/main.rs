@@ -8,6 +8,8 @@ mod errors;
 #[cfg(test)]
 mod help;
 #[cfg(test)]
+mod plan;
+#[cfg(test)]
 mod shim;
 #[cfg(test)]
 mod suspend;

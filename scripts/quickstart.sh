@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# `make quickstart`: from a bare checkout to a trained model. Set-up (libtorch, build) and training are timed apart; a
+# second run finds the set-up warm.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { printf 'quickstart: %s\n' "$*" >&2; exit 1; }
+say() { printf 'quickstart: %s\n' "$*" >&2; }
+seconds() { printf '%d.%d s' $(($1 / 1000)) $(($1 % 1000 / 100)); }
+now_ms() { date +%s%3N; }
+
+recipe=${1:-recipes/quickstart.toml}
+began=$(now_ms)
+
+missing=()
+for pair in g++:g++ make:make python3:python3; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if command -v python3 >/dev/null && ! python3 -m pip --version >/dev/null 2>&1; then
+    missing+=(python3-pip)
+fi
+((${#missing[@]} == 0)) || fail "missing: ${missing[*]}; on Debian: apt-get install ${missing[*]}"
+command -v cargo >/dev/null ||
+    fail "cargo is missing; install Rust from https://rustup.rs, then open a new shell or run: . \"\$HOME/.cargo/env\""
+
+# Two statements: the exit code of a command substitution in an export is lost.
+LIBTORCH=$(scripts/libtorch.sh)
+export LIBTORCH
+export LAMPYRIS_CACHE=${LAMPYRIS_CACHE:-$HOME/.cache/lampyris}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$LAMPYRIS_CACHE/target}
+say "building (the first time takes minutes)"
+cargo build --quiet -p lampyris-cli -p lampyris-trainer --bins ||
+    fail "the build failed, see above; the compiler is $(cargo --version), Rust 1.95 or later is needed"
+set_up=$(($(now_ms) - began))
+say "set-up took $(seconds "$set_up")"
+
+began=$(now_ms)
+code=0
+"$CARGO_TARGET_DIR/debug/lampyris" train "$recipe" || code=$?
+took=$(($(now_ms) - began))
+case $code in
+    0) say "set-up took $(seconds "$set_up"), data and training $(seconds "$took")" ;;
+    85 | 86) say "stopped after $(seconds "$took"), see above for how to continue" ;;
+    *) fail "training ended with code $code after $(seconds "$took")" ;;
+esac
+exit "$code"

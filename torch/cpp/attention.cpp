@@ -1,0 +1,235 @@
+// Packing of heads with RoPE, and causal attention that keeps its probabilities (the faster choice on a CPU up to about
+// a thousand positions; longer sequences go through ATen's flash attention, see model/).
+#include "shim.h"
+
+namespace lampyris {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor causal_mask(int64_t rows, int64_t sequence, const at::TensorOptions& options) {
+  auto row = at::arange(rows, options.dtype(at::kLong)).remainder(sequence).view({rows, 1});
+  return at::arange(sequence, options.dtype(at::kLong)).view({1, sequence}).gt(row);
+}
+
+void causal_softmax_(at::Tensor& scores, double scale) {
+  int64_t sequence = scores.size(2), rows = scores.size(0) * scores.size(1);
+  if (!use_kernels(scores)) {
+    auto masked = (scores.to(at::kFloat) * scale)
+                      .masked_fill(causal_mask(scores.size(1), sequence, scores.options()), -INFINITY);
+    scores.copy_(masked.softmax(-1));
+    return;
+  }
+  by_type(scores, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    auto* sp = data<T>(scores);
+    parallel(rows, rows_per_task(sequence), [&](int64_t first, int64_t last) {
+      kernels<T>().causal_softmax(sp + first * sequence, float(scale), first, last - first, sequence);
+    });
+  });
+}
+
+void causal_softmax_backward_(at::Tensor& dp, const at::Tensor& p, double scale) {
+  int64_t sequence = p.size(2), rows = p.size(0) * p.size(1);
+  if (!use_kernels(p)) {
+    auto pf = p.to(at::kFloat), df = dp.to(at::kFloat);
+    dp.copy_(pf * (df - (df * pf).sum(-1, true)) * scale);
+    return;
+  }
+  by_type(p, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    auto *dpp = data<T>(dp), *pp = data<T>(p);
+    parallel(rows, rows_per_task(sequence), [&](int64_t first, int64_t last) {
+      kernels<T>().causal_softmax_backward(dpp + first * sequence, pp + first * sequence, float(scale), first,
+                                           last - first, sequence);
+    });
+  });
+}
+
+// q [n, g*S, d], k [n, S, d], v [n, S, d_v] -> [n, g*S, d_v]: g query heads share a key/value head; row r of a block is
+// position r % S.
+struct Attention : torch::autograd::Function<Attention> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            double scale) {
+    auto p = at::bmm(q, k.transpose(1, 2));
+    causal_softmax_(p, scale);
+    ctx->save_for_backward({q, k, v, p});
+    ctx->saved_data["scale"] = scale;
+    return at::bmm(p, v);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    auto &q = saved[0], &k = saved[1], &v = saved[2], &p = saved[3];
+    auto dout = grads[0].contiguous();
+    auto dv = at::bmm(p.transpose(1, 2), dout);
+    auto dp = at::bmm(dout, v.transpose(1, 2));
+    causal_softmax_backward_(dp, p, ctx->saved_data["scale"].toDouble());
+    return {at::bmm(dp, k), at::bmm(dp.transpose(1, 2), q), dv, {}};
+  }
+};
+
+// x [..., 2 * half]: rotates its pairs; cos and sin broadcast to [..., half].
+at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved, double direction) {
+  int64_t half = x.size(-1) / 2;
+  auto f = x.to(at::kFloat), s = sin * direction;
+  auto a = interleaved ? f.slice(-1, 0, 2 * half, 2) : f.narrow(-1, 0, half);
+  auto b = interleaved ? f.slice(-1, 1, 2 * half, 2) : f.narrow(-1, half, half);
+  auto ra = a * cos - b * s, rb = b * cos + a * s;
+  auto out = interleaved ? at::stack({ra, rb}, -1).flatten(-2) : at::cat({ra, rb}, -1);
+  return out.to(x.scalar_type());
+}
+
+at::Tensor heads_first(const at::Tensor& x) { return x.transpose(1, 2).flatten(0, 1).contiguous(); }
+
+at::Tensor tokens_first(const at::Tensor& x, int64_t heads) {
+  return x.view({-1, heads, x.size(1), x.size(2)}).transpose(1, 2);
+}
+
+struct MlaPack : torch::autograd::Function<MlaPack> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& q_raw, const at::Tensor& kv,
+                               const at::Tensor& k_rope, const at::Tensor& cos, const at::Tensor& sin,
+                               const MlaShape& s) {
+    int64_t tokens = kv.size(0), batch = tokens / s.sequence, head = s.nope + s.rope;
+    ctx->save_for_backward({cos, sin});
+    ctx->saved_data["shape"] = std::vector<int64_t>{s.sequence, s.heads, s.nope, s.rope, s.value};
+    if (!use_kernels(kv)) {
+      auto c = cos.narrow(0, 0, s.sequence).unsqueeze(1), n = sin.narrow(0, 0, s.sequence).unsqueeze(1);
+      auto q4 = q_raw.view({batch, s.sequence, s.heads, head});
+      auto kv4 = kv.view({batch, s.sequence, s.heads, s.nope + s.value});
+      auto q = at::cat({q4.narrow(-1, 0, s.nope), rope(q4.narrow(-1, s.nope, s.rope), c, n, true, 1)}, -1);
+      auto kr = rope(k_rope.reshape({batch, s.sequence, 1, s.rope}), c, n, true, 1);
+      auto k = at::cat({kv4.narrow(-1, 0, s.nope), kr.expand({batch, s.sequence, s.heads, s.rope})}, -1);
+      return {heads_first(q), heads_first(k), heads_first(kv4.narrow(-1, s.nope, s.value))};
+    }
+    auto q = at::empty({batch * s.heads, s.sequence, head}, kv.options());
+    auto k = at::empty_like(q);
+    auto v = at::empty({batch * s.heads, s.sequence, s.value}, kv.options());
+    auto q_in = q_raw.contiguous(), kv_in = kv.contiguous();
+    TORCH_CHECK(k_rope.stride(1) == 1, "k_rope needs unit column stride");
+    by_type(kv, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      auto *qi = data<T>(q_in), *kvi = data<T>(kv_in), *qp = data<T>(q), *kp = data<T>(k), *vp = data<T>(v);
+      auto* kr = static_cast<T*>(k_rope.data_ptr());
+      auto *c = data<float>(cos), *n = data<float>(sin);
+      parallel(tokens, rows_per_task(s.heads * head), [&](int64_t first, int64_t last) {
+        kernels<T>().mla_pack(qi, kvi, kr, k_rope.stride(0), c, n, qp, kp, vp, first, last - first, s);
+      });
+    });
+    return {q, k, v};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    auto &cos = saved[0], &sin = saved[1];
+    auto dims = ctx->saved_data["shape"].toIntVector();
+    MlaShape s{dims[0], dims[1], dims[2], dims[3], dims[4]};
+    auto dq = grads[0].contiguous(), dk = grads[1].contiguous(), dv = grads[2].contiguous();
+    int64_t batch = dq.size(0) / s.heads, tokens = batch * s.sequence, head = s.nope + s.rope;
+    if (!use_kernels(dq)) {
+      auto c = cos.narrow(0, 0, s.sequence).unsqueeze(1), n = sin.narrow(0, 0, s.sequence).unsqueeze(1);
+      auto q4 = tokens_first(dq, s.heads), k4 = tokens_first(dk, s.heads), v4 = tokens_first(dv, s.heads);
+      auto dq_raw = at::cat({q4.narrow(-1, 0, s.nope), rope(q4.narrow(-1, s.nope, s.rope), c, n, true, -1)}, -1);
+      auto kr = k4.narrow(-1, s.nope, s.rope).to(at::kFloat).sum(2, true);
+      auto dk_rope = rope(kr, c, n, true, -1).to(dk.scalar_type());
+      return {dq_raw.reshape({tokens, s.heads * head}),
+              at::cat({k4.narrow(-1, 0, s.nope), v4}, -1).reshape({tokens, s.heads * (s.nope + s.value)}),
+              dk_rope.reshape({tokens, s.rope}), {}, {}, {}};
+    }
+    auto dq_raw = at::empty({tokens, s.heads * head}, dq.options());
+    auto dkv = at::empty({tokens, s.heads * (s.nope + s.value)}, dq.options());
+    auto dk_rope = at::empty({tokens, s.rope}, dq.options());
+    by_type(dq, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      auto *qp = data<T>(dq), *kp = data<T>(dk), *vp = data<T>(dv);
+      auto *qo = data<T>(dq_raw), *kvo = data<T>(dkv), *kro = data<T>(dk_rope);
+      auto *c = data<float>(cos), *n = data<float>(sin);
+      parallel(tokens, rows_per_task(s.heads * head), [&](int64_t first, int64_t last) {
+        kernels<T>().mla_unpack(qp, kp, vp, c, n, qo, kvo, kro, first, last - first, s);
+      });
+    });
+    return {dq_raw, dkv, dk_rope, {}, {}, {}};
+  }
+};
+
+struct GqaPack : torch::autograd::Function<GqaPack> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& qkv, const at::Tensor& cos,
+                               const at::Tensor& sin, const GqaShape& s) {
+    int64_t tokens = qkv.size(0), batch = tokens / s.sequence, d = s.head_dim;
+    ctx->save_for_backward({cos, sin});
+    ctx->saved_data["shape"] =
+        std::vector<int64_t>{s.sequence, s.heads, s.kv_heads, s.head_dim, int64_t(s.interleaved)};
+    if (!use_kernels(qkv)) {
+      auto c = cos.narrow(0, 0, s.sequence).unsqueeze(1), n = sin.narrow(0, 0, s.sequence).unsqueeze(1);
+      auto all = qkv.view({batch, s.sequence, s.heads + 2 * s.kv_heads, d});
+      auto q = rope(all.narrow(2, 0, s.heads), c, n, s.interleaved, 1);
+      auto k = rope(all.narrow(2, s.heads, s.kv_heads), c, n, s.interleaved, 1);
+      return {heads_first(q), heads_first(k), heads_first(all.narrow(2, s.heads + s.kv_heads, s.kv_heads))};
+    }
+    auto q = at::empty({batch * s.heads, s.sequence, d}, qkv.options());
+    auto k = at::empty({batch * s.kv_heads, s.sequence, d}, qkv.options());
+    auto v = at::empty_like(k);
+    auto in = qkv.contiguous();
+    by_type(qkv, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      auto *ip = data<T>(in), *qp = data<T>(q), *kp = data<T>(k), *vp = data<T>(v);
+      auto *c = data<float>(cos), *n = data<float>(sin);
+      parallel(tokens, rows_per_task(qkv.size(1)), [&](int64_t first, int64_t last) {
+        kernels<T>().gqa_pack(ip, c, n, qp, kp, vp, first, last - first, s);
+      });
+    });
+    return {q, k, v};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    auto &cos = saved[0], &sin = saved[1];
+    auto dims = ctx->saved_data["shape"].toIntVector();
+    GqaShape s{dims[0], dims[1], dims[2], dims[3], dims[4] != 0};
+    auto dq = grads[0].contiguous(), dk = grads[1].contiguous(), dv = grads[2].contiguous();
+    int64_t tokens = dq.size(0) / s.heads * s.sequence, cols = (s.heads + 2 * s.kv_heads) * s.head_dim;
+    if (!use_kernels(dq)) {
+      auto c = cos.narrow(0, 0, s.sequence).unsqueeze(1), n = sin.narrow(0, 0, s.sequence).unsqueeze(1);
+      auto q4 = rope(tokens_first(dq, s.heads), c, n, s.interleaved, -1);
+      auto k4 = rope(tokens_first(dk, s.kv_heads), c, n, s.interleaved, -1);
+      return {at::cat({q4, k4, tokens_first(dv, s.kv_heads)}, 2).reshape({tokens, cols}), {}, {}, {}};
+    }
+    auto dqkv = at::empty({tokens, cols}, dq.options());
+    by_type(dq, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      auto *qp = data<T>(dq), *kp = data<T>(dk), *vp = data<T>(dv), *out = data<T>(dqkv);
+      auto *c = data<float>(cos), *n = data<float>(sin);
+      parallel(tokens, rows_per_task(cols), [&](int64_t first, int64_t last) {
+        kernels<T>().gqa_unpack(qp, kp, vp, c, n, out, first, last - first, s);
+      });
+    });
+    return {dqkv, {}, {}, {}};
+  }
+};
+
+int32_t give_three(const variable_list& from, at::Tensor** out) {
+  for (size_t i = 0; i < 3; ++i) out[i] = new at::Tensor(from[i]);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lampyris
+
+using namespace lampyris;
+
+extern "C" {
+
+at::Tensor* lampyris_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, double scale) {
+  return guarded([&] { return Attention::apply(*q, *k, *v, scale); });
+}
+
+int32_t lampyris_mla_pack(const at::Tensor* q_raw, const at::Tensor* kv, const at::Tensor* k_rope,
+                          const at::Tensor* cos, const at::Tensor* sin, MlaShape shape, at::Tensor** out) {
+  return checked([&] { give_three(MlaPack::apply(*q_raw, *kv, *k_rope, *cos, *sin, shape), out); });
+}
+
+int32_t lampyris_gqa_pack(const at::Tensor* qkv, const at::Tensor* cos, const at::Tensor* sin, GqaShape shape,
+                          at::Tensor** out) {
+  return checked([&] { give_three(GqaPack::apply(*qkv, *cos, *sin, shape), out); });
+}
+}

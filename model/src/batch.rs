@@ -1,0 +1,54 @@
+//! Token ids and targets of one micro-batch on the device.
+
+use tch::{Device, Tensor};
+
+/// One micro-batch of `sequences` windows of `length` positions. T = sequences * length.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// Windows.
+    pub sequences: usize,
+    /// Positions of a window, S.
+    pub length: usize,
+    /// `ids[k]`: i64 `[T]`, the token at position i + k; depth 0 is the input, depth k feeds MTP layer k.
+    pub ids: Vec<Tensor>,
+    /// `targets[k]`: i64 `[T]`, the token at position i + k + 1, or -1 where there is nothing to predict.
+    pub targets: Vec<Tensor>,
+}
+
+impl MicroBatch {
+    /// Cuts windows of `length + depths` tokens, row-major `[sequences, length + depths]`, into inputs and targets.
+    /// `valid(k, i)` says whether the depth-k target of flat position i counts.
+    pub fn new(
+        windows: &[i64],
+        length: usize,
+        depths: usize,
+        valid: impl Fn(usize, usize) -> bool,
+        device: Device,
+    ) -> MicroBatch {
+        let width = length + depths;
+        assert!(windows.len().is_multiple_of(width), "windows are whole");
+        let sequences = windows.len() / width;
+        let shifted = |shift: usize| {
+            let rows = windows.chunks_exact(width);
+            rows.flat_map(|row| row[shift..shift + length].iter().copied()).collect::<Vec<i64>>()
+        };
+        let ids = (0..depths).map(|k| Tensor::from_slice(&shifted(k)).to(device)).collect();
+        let targets = (0..depths)
+            .map(|k| {
+                let mut targets = shifted(k + 1);
+                for (i, target) in targets.iter_mut().enumerate() {
+                    if !valid(k, i) {
+                        *target = -1;
+                    }
+                }
+                Tensor::from_slice(&targets).to(device)
+            })
+            .collect();
+        MicroBatch { sequences, length, ids, targets }
+    }
+
+    /// Positions of the micro-batch, T.
+    pub fn tokens(&self) -> usize {
+        self.sequences * self.length
+    }
+}

@@ -1,0 +1,1 @@
+//! Slow twins in fp64, written from the formulas.

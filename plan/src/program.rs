@@ -95,6 +95,15 @@ pub struct Program {
     pub accumulators: usize,
 }
 
+impl Program {
+    /// The same program without its updates: it ends when all gradients are complete.
+    pub fn gradients(&self) -> Program {
+        let updates = |i: &&Instruction| !matches!(i, Instruction::GradNorm);
+        let instructions = self.instructions.iter().take_while(updates).copied().collect();
+        Program { instructions, ..*self }
+    }
+}
+
 /// The accumulator that leaf `leaf` writes: one is taken for every finished subtree before it, which are as many as
 /// `leaf` has bits set.
 pub fn accumulator_of(leaf: usize) -> usize {

@@ -1,1 +1,45 @@
-//! The rank process: builds from the plan, executes step programs, updates, reports, suspends.
+//! The rank process: builds from the plan, executes step programs, updates, reports, suspends (docs/architecture.md,
+//! "The rank").
+
+pub mod build;
+pub mod executor;
+pub mod gradients;
+pub mod init;
+pub mod micro;
+pub mod optimizer;
+pub mod parity;
+pub mod state;
+pub mod trace;
+
+/// What stops a rank.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A segment failed.
+    #[error(transparent)]
+    Model(#[from] lampyris_model::Error),
+    /// A loss or gradient is NaN or infinite.
+    #[error(
+        "step {step}: the {what} is not finite; nothing was updated: lower the learning rate or look at the data of this step"
+    )]
+    NotFinite {
+        /// Optimizer step, 1-based.
+        step: u64,
+        /// Which value.
+        what: String,
+    },
+}
+
+impl From<lampyris_torch::Error> for Error {
+    fn from(error: lampyris_torch::Error) -> Error {
+        Error::Model(error.into())
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Error {
+        Error::Model(error.into())
+    }
+}
+
+/// Result of a trainer operation.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,142 @@
+//! One micro-batch in flight: slot values, tapes of segments, gradients on their way back.
+
+use lampyris_model::Routing;
+use lampyris_plan::segments::{Graph, Operation, Segment, Slot};
+use lampyris_torch::WeightGradient;
+use std::collections::HashMap;
+use tch::Tensor;
+
+/// What a segment's backward needs: its detached inputs and its attached outputs.
+#[derive(Debug)]
+pub struct Tape {
+    /// Leaves in the order of [`Graph::reads`].
+    pub leaves: Vec<Tensor>,
+    /// Outputs with their slots.
+    pub outputs: Vec<(Slot, Tensor)>,
+}
+
+/// State of one micro-batch inside a step.
+#[derive(Debug)]
+pub struct Micro {
+    graph: Graph,
+    readers: HashMap<Slot, Vec<Operation>>,
+    values: HashMap<Slot, Tensor>,
+    contributions: HashMap<Slot, Vec<Option<Tensor>>>,
+    tapes: HashMap<Segment, Tape>,
+    head_gradients: HashMap<Segment, Option<Tensor>>,
+    weight_gradients: HashMap<Segment, Vec<WeightGradient>>,
+    routing: HashMap<usize, Routing>,
+}
+
+impl Micro {
+    /// An empty micro-batch of a network with this graph.
+    pub fn new(graph: &Graph) -> Micro {
+        let mut readers: HashMap<Slot, Vec<Operation>> = HashMap::new();
+        for operation in graph.forward() {
+            for slot in graph.reads(operation) {
+                readers.entry(slot).or_default().push(operation);
+            }
+        }
+        Micro {
+            graph: graph.clone(),
+            readers,
+            values: HashMap::new(),
+            contributions: HashMap::new(),
+            tapes: HashMap::new(),
+            head_gradients: HashMap::new(),
+            weight_gradients: HashMap::new(),
+            routing: HashMap::new(),
+        }
+    }
+
+    /// Values of the slots that `operation` reads.
+    pub fn read(&self, operation: Operation) -> Vec<Tensor> {
+        let value = |slot| self.values.get(&slot).expect("the program writes a slot before it is read");
+        self.graph.reads(operation).into_iter().map(|slot| value(slot).shallow_clone()).collect()
+    }
+
+    /// The same as autograd leaves of their own.
+    pub fn leaves(&self, operation: Operation) -> Vec<Tensor> {
+        self.read(operation).into_iter().map(|x| x.detach().set_requires_grad(true)).collect()
+    }
+
+    /// Stores what `operation` wrote.
+    pub fn write(&mut self, operation: Operation, outputs: Vec<Tensor>) {
+        self.values.extend(self.graph.writes(operation).into_iter().zip(outputs));
+    }
+
+    /// Stores a segment's outputs, detached, and its tape. Returns the value of its balance loss, if it has one.
+    pub fn record(
+        &mut self,
+        segment: Segment,
+        leaves: Vec<Tensor>,
+        outputs: Vec<Tensor>,
+    ) -> Option<f64> {
+        let slots = self.graph.writes(Operation::Segment(segment));
+        debug_assert_eq!(slots.len(), outputs.len());
+        let mut balance = None;
+        for (&slot, output) in slots.iter().zip(&outputs) {
+            if let Slot::Balance(_) = slot {
+                balance = Some(output.double_value(&[]));
+            } else {
+                self.values.insert(slot, output.detach());
+            }
+        }
+        let outputs = slots.into_iter().zip(outputs).collect();
+        self.tapes.insert(segment, Tape { leaves, outputs });
+        balance
+    }
+
+    /// The tape of a segment, once.
+    pub fn take_tape(&mut self, segment: Segment) -> Tape {
+        self.tapes.remove(&segment).expect("the program runs forward before backward")
+    }
+
+    /// Stores the input gradient that a head made in its forward pass.
+    pub fn keep_head_gradient(&mut self, segment: Segment, gradient: Option<Tensor>) {
+        self.head_gradients.insert(segment, gradient);
+    }
+
+    /// That gradient, once.
+    pub fn take_head_gradient(&mut self, segment: Segment) -> Option<Tensor> {
+        self.head_gradients.remove(&segment).flatten()
+    }
+
+    /// Stores the gradients of `operation` to the slots it reads, in their order.
+    pub fn contribute(&mut self, operation: Operation, gradients: Vec<Option<Tensor>>) {
+        for (slot, gradient) in self.graph.reads(operation).into_iter().zip(gradients) {
+            let readers = &self.readers[&slot];
+            let at = readers.iter().position(|&reader| reader == operation);
+            let at = at.expect("an operation is among the readers of what it reads");
+            let parts = self.contributions.entry(slot).or_default();
+            parts.resize_with(readers.len(), || None);
+            parts[at] = gradient;
+        }
+    }
+
+    /// Gradient of a slot: contributions summed in the order of its readers, whatever the order in which they came.
+    pub fn gradient(&mut self, slot: Slot) -> Option<Tensor> {
+        let parts = self.contributions.remove(&slot)?;
+        parts.into_iter().flatten().reduce(|sum, part| sum + part)
+    }
+
+    /// Keeps weight gradients for the segment's `Weight` instruction.
+    pub fn queue_weight_gradients(&mut self, segment: Segment, gradients: Vec<WeightGradient>) {
+        self.weight_gradients.insert(segment, gradients);
+    }
+
+    /// Those gradients, once.
+    pub fn take_weight_gradients(&mut self, segment: Segment) -> Vec<WeightGradient> {
+        self.weight_gradients.remove(&segment).unwrap_or_default()
+    }
+
+    /// Stores the routing of a layer.
+    pub fn set_routing(&mut self, layer: usize, routing: Routing) {
+        self.routing.insert(layer, routing);
+    }
+
+    /// The routing of a layer.
+    pub fn routing(&self, layer: usize) -> Option<&Routing> {
+        self.routing.get(&layer)
+    }
+}

@@ -18,7 +18,9 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch = env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_else(|| {
-        panic!("LIBTORCH is not set; build through `make`, or: export LIBTORCH=$(scripts/libtorch.sh)")
+        panic!(
+            "LIBTORCH is not set; build through `make`, or: export LIBTORCH=$(scripts/libtorch.sh)"
+        )
     });
     for (isa, flags) in ISAS {
         let mut build = compiler();
@@ -31,7 +33,9 @@ fn main() {
         build.compile(&format!("lampyris_kernels_{isa}"));
     }
     compiler()
-        .files(["base", "norm", "linear", "attention", "rows"].map(|name| format!("cpp/{name}.cpp")))
+        .files(
+            ["base", "norm", "linear", "attention", "rows"].map(|name| format!("cpp/{name}.cpp")),
+        )
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .flag("-fopenmp")

@@ -4,10 +4,10 @@ use crate::deepseek::{gate, mla};
 use crate::llama::attention::{self, Heads};
 use crate::weights::LayerIds;
 use crate::{Error, MicroBatch, Result, Routing, Weights, rope};
+use lampyris_plan::Inventory;
 use lampyris_plan::inventory::ParameterId;
 use lampyris_plan::model_spec::{Attention, Gate, ModelSpec};
 use lampyris_plan::segments::{Graph, Segment};
-use lampyris_plan::Inventory;
 use lampyris_torch::{Sink, ops};
 use tch::{Device, Tensor};
 
@@ -124,7 +124,9 @@ impl Network {
                 ops::embedding(weight, &ctx.batch.ids[0], &self.anchor, ctx.sink)?
             }
             Segment::Attention(layer) => return self.attention(layer, ctx, &inputs[0]),
-            Segment::FeedForward(layer) => &inputs[0] + self.feed_forward(layer, ctx, &inputs[1])?,
+            Segment::FeedForward(layer) => {
+                &inputs[0] + self.feed_forward(layer, ctx, &inputs[1])?
+            }
             Segment::Shared(layer) => self.feed_forward(layer, ctx, &inputs[0])?,
             Segment::Experts(layer) => self.experts(layer, ctx, &inputs[0], &inputs[1])?,
             Segment::Merge(_) => match inputs {
@@ -178,7 +180,8 @@ impl Network {
 
     /// SwiGLU feed-forward of the dense layer or the shared expert.
     fn feed_forward(&self, layer: usize, ctx: &Context<'_>, x: &Tensor) -> Result<Tensor> {
-        let (gate_up, down) = self.layers[layer].feed_forward.expect("the graph knows which layers have one");
+        let (gate_up, down) =
+            self.layers[layer].feed_forward.expect("the graph knows which layers have one");
         let inner = ops::linear(x, ctx.weights.get(gate_up), ctx.sink)?;
         let inner = ops::swiglu(&inner, None)?;
         Ok(ops::linear(&inner, ctx.weights.get(down), ctx.sink)?)

@@ -58,9 +58,8 @@ impl LayerIds {
     pub(crate) fn find(inventory: &Inventory, layer: usize) -> LayerIds {
         let id = |name: &str| inventory.find(&format!("layers.{layer}.{name}")).map(|p| p.id);
         let must = |name: &str| id(name).expect("the inventory lists every part of a layer");
-        let pair = |name: &str| {
-            Some((id(&format!("{name}.gate_up"))?, id(&format!("{name}.down"))?))
-        };
+        let pair =
+            |name: &str| Some((id(&format!("{name}.gate_up"))?, id(&format!("{name}.down"))?));
         LayerIds {
             input_norm: must("input_norm"),
             post_norm: must("post_norm"),

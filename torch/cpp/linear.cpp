@@ -126,10 +126,10 @@ at::Tensor swiglu_forward(const at::Tensor& gate_up, const at::Tensor& weight) {
 
 // silu(gate) * up * weight[row]: saves its inputs only and recomputes (DeepSeek-V3, section 3.2.3).
 struct Swiglu : torch::autograd::Function<Swiglu> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up, const at::Tensor& weight) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up, const std::optional<at::Tensor>& weight) {
     auto input = gate_up.contiguous();
-    ctx->save_for_backward({input, weight});
-    return swiglu_forward(input, weight);
+    ctx->save_for_backward({input, weight.value_or(at::Tensor())});
+    return swiglu_forward(input, weight.value_or(at::Tensor()));
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
@@ -180,7 +180,7 @@ at::Tensor* lampyris_grouped_linear(const at::Tensor* x, at::Tensor** weights, c
 }
 
 at::Tensor* lampyris_swiglu(const at::Tensor* gate_up, const at::Tensor* weight) {
-  return guarded([&] { return Swiglu::apply(*gate_up, weight ? *weight : at::Tensor()); });
+  return guarded([&] { return Swiglu::apply(*gate_up, weight ? std::optional<at::Tensor>(*weight) : std::nullopt); });
 }
 
 at::Tensor* lampyris_embedding(const at::Tensor* w, const at::Tensor* ids, const at::Tensor* anchor, Sink* sink,

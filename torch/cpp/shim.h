@@ -1,6 +1,9 @@
 // Shared by the shim's files: the gradient sink, error passing, row parallelism.
 #pragma once
-#include <torch/torch.h>
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels.h"
 
@@ -52,10 +55,12 @@ template <typename F>
 at::Tensor* guarded(F f) {
   try {
     return new at::Tensor(f());
+  } catch (const c10::Error& error) {
+    set_error(error.what_without_backtrace());
   } catch (const std::exception& error) {
     set_error(error.what());
-    return nullptr;
   }
+  return nullptr;
 }
 
 // The same for functions without a result: 0 or 1.
@@ -64,10 +69,12 @@ int32_t checked(F f) {
   try {
     f();
     return 0;
+  } catch (const c10::Error& error) {
+    set_error(error.what_without_backtrace());
   } catch (const std::exception& error) {
     set_error(error.what());
-    return 1;
   }
+  return 1;
 }
 
 at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor& rstd);

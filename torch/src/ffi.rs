@@ -1,7 +1,10 @@
 //! The C interface of the shim. All `unsafe` of this crate is here: every wrapper passes pointers to live tensors and
 //! takes ownership of what the shim returns.
 
-#![allow(unsafe_code, reason = "the C++ shim's interface; one of the three places where unsafe may stand")]
+#![allow(
+    unsafe_code,
+    reason = "the C++ shim's interface; one of the three places where unsafe may stand"
+)]
 
 use crate::{Error, Result, WeightGradient};
 use std::ffi::{CStr, c_char};
@@ -107,13 +110,7 @@ unsafe extern "C" {
         shape: MlaShape,
         out: *mut *mut C_tensor,
     ) -> i32;
-    fn lampyris_gqa_pack(
-        qkv: T,
-        cos: T,
-        sin: T,
-        shape: GqaShape,
-        out: *mut *mut C_tensor,
-    ) -> i32;
+    fn lampyris_gqa_pack(qkv: T, cos: T, sin: T, shape: GqaShape, out: *mut *mut C_tensor) -> i32;
     fn lampyris_gather_rows(x: T, source: T) -> *mut C_tensor;
     fn lampyris_sum_rows(rows: T, position: T, group: T) -> *mut C_tensor;
     fn lampyris_cross_entropy(logits: T, targets: T, scale: f64) -> *mut C_tensor;

@@ -45,7 +45,14 @@ impl Rank {
     pub fn of_plan(plan: &TrainPlan, device: Device) -> Result<Rank> {
         let batch = &plan.batch;
         let bucket_bytes = plan.parallel.bucket_bytes;
-        Rank::new(&plan.model, batch.sequence_length, plan.compute, batch.leaves, bucket_bytes, device)
+        Rank::new(
+            &plan.model,
+            batch.sequence_length,
+            plan.compute,
+            batch.leaves,
+            bucket_bytes,
+            device,
+        )
     }
 
     /// What a forward pass needs.

@@ -71,6 +71,8 @@ impl Executor<'_> {
     /// Runs every instruction of `program` on `input`.
     pub fn run(&mut self, program: &Program, input: &StepInput) -> Result<StepReport> {
         assert_eq!(program.micro_batches, input.batches.len());
+        // Autograd records inside segments only.
+        let _no_grad = tch::no_grad_guard();
         let graph = &self.network.graph;
         let mut micros: Vec<Micro> = input.batches.iter().map(|_| Micro::new(graph)).collect();
         let mut report = StepReport {
@@ -99,7 +101,9 @@ impl Executor<'_> {
                 Instruction::Combine { micro, layer, pass } => {
                     combine(&mut micros[micro], layer, pass)?;
                 }
-                Instruction::FoldLeaf { bucket, leaf } => self.state.gradients.fold(bucket, leaf)?,
+                Instruction::FoldLeaf { bucket, leaf } => {
+                    self.state.gradients.fold(bucket, leaf)?
+                }
                 Instruction::GradNorm => report.grad_norm = Some(self.grad_norm(&report)?),
                 Instruction::UpdateShard { bucket } => {
                     let scale = report.grad_norm.map_or(1.0, |g| g.scale);
@@ -139,7 +143,7 @@ impl Executor<'_> {
         }
         let leaves = micro.leaves(Operation::Segment(segment));
         let rank = Reader { network: self.network, state: self.state, compute: self.compute };
-        let outputs = rank.segment(segment, batch, self.sink, micro, &leaves)?;
+        let outputs = tch::with_grad(|| rank.segment(segment, batch, self.sink, micro, &leaves))?;
         if let Some(balance) = micro.record(segment, leaves, outputs) {
             report.balance_sum += balance;
         }

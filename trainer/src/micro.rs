@@ -51,7 +51,8 @@ impl Micro {
 
     /// Values of the slots that `operation` reads.
     pub fn read(&self, operation: Operation) -> Vec<Tensor> {
-        let value = |slot| self.values.get(&slot).expect("the program writes a slot before it is read");
+        let value =
+            |slot| self.values.get(&slot).expect("the program writes a slot before it is read");
         self.graph.reads(operation).into_iter().map(|slot| value(slot).shallow_clone()).collect()
     }
 

@@ -122,14 +122,17 @@ fn compare(
     let program =
         program::sequential(&network.graph, &network.inventory, &rank.state.buckets, 1, 1);
     let optimizer = no_update();
-    let report = rank.executor(&optimizer, &mut Clock::default()).run(&program.gradients(), &input)?;
+    let report =
+        rank.executor(&optimizer, &mut Clock::default()).run(&program.gradients(), &input)?;
 
     let mut comparison = Comparison::new(tolerance);
     comparison.add("logits", "logits", &logits, &golden.logits()?.1);
     comparison.add("loss", "loss", &[(report.loss_sums[0] / valid) as f32], &[golden.loss]);
     comparison.gradients(&rank, golden)?;
     if import.mtp_left_out {
-        comparison.notes.push("config.json declares an MTP layer but the folder holds none of it: left out".into());
+        comparison.notes.push(
+            "config.json declares an MTP layer but the folder holds none of it: left out".into(),
+        );
     }
     if !import.unexpected.is_empty() {
         comparison.notes.push(format!("not used: {}", import.unexpected.join(", ")));
@@ -275,7 +278,10 @@ impl Report {
         );
         for (kind, worst) in &self.worst {
             let mark = if worst.error <= self.tolerance { ' ' } else { '!' };
-            out += &format!("{mark} {kind:<14} {:>4}  worst {:.2e}  {}\n", worst.count, worst.error, worst.tensor);
+            out += &format!(
+                "{mark} {kind:<14} {:>4}  worst {:.2e}  {}\n",
+                worst.count, worst.error, worst.tensor
+            );
         }
         for name in &self.missing {
             out += &format!("! golden gradient without a counterpart: {name}\n");

@@ -26,8 +26,7 @@ pub(crate) fn forward(
     bias: &[f32],
     normed: &Tensor,
 ) -> Result<Gating> {
-    let logits =
-        ops::linear(&normed.to_kind(Kind::Float), ctx.weights.get(router), ctx.sink)?;
+    let logits = ops::linear(&normed.to_kind(Kind::Float), ctx.weights.get(router), ctx.sink)?;
     let scores = logits.sigmoid();
     let host = Vec::<f32>::try_from(scores.detach().to_device(tch::Device::Cpu).flatten(0, -1))?;
     let experts = select(&host, bias, moe);

@@ -107,14 +107,15 @@ impl Invalid {
                 let above = below + of;
                 if below == 0 { format!("use {above}") } else { format!("use {below} or {above}") }
             }
-            Invalid::NotDivisor { value, of, .. } => {
+            Invalid::NotDivisor { value, of, .. } if *of <= MAX_SIZE as u64 => {
                 let divides = |n: &u64| of.is_multiple_of(*n);
-                let below = (1..=*value).rev().find(divides).unwrap_or(1);
+                let below = (1..=*value.min(of)).rev().find(divides).unwrap_or(1);
                 match (*value..=*of).find(divides) {
                     Some(above) => format!("use {below} or {above}"),
                     None => format!("use {below}"),
                 }
             }
+            Invalid::NotDivisor { of_key, .. } => format!("change it or {of_key}"),
             Invalid::TooLarge { limit, limit_key, .. } => {
                 format!("use at most {limit}, or raise {limit_key}")
             }

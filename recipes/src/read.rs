@@ -30,18 +30,28 @@ pub(crate) trait Read: Sized {
     fn read(node: &Node, path: &str, problems: &mut Problems) -> Option<Self>;
 }
 
-/// A value together with its place.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct At<T> {
-    pub(crate) value: T,
+/// A path or glob as written; what a relative one is relative to depends on its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PathText {
+    pub(crate) text: String,
     pub(crate) place: Place,
 }
 
-impl<T: Read> Read for At<T> {
-    const EXPECTS: &'static str = T::EXPECTS;
+impl Read for PathText {
+    const EXPECTS: &'static str = "a path (string)";
 
-    fn read(node: &Node, path: &str, problems: &mut Problems) -> Option<At<T>> {
-        T::read(node, path, problems).map(|value| At { value, place: node.place })
+    fn read(node: &Node, path: &str, problems: &mut Problems) -> Option<PathText> {
+        let Value::String(text) = &node.value else { return wrong_type(node, path, problems) };
+        let (wrong, help) = match text.as_str() {
+            "" => ("is empty", "give a path or leave the key out"),
+            text if text.starts_with('~') => (
+                "starts with `~`, which only a shell expands",
+                "write the folder, or $HOME in a shell",
+            ),
+            _ => return Some(PathText { text: text.clone(), place: node.place }),
+        };
+        problems.at(node.place, format!("{path} = {text:?} {wrong}"), help);
+        None
     }
 }
 
@@ -63,7 +73,7 @@ fn type_help(expects: &str, value: &Value) -> String {
         Value::Float(number) if expects == u64::EXPECTS && *number >= 0.0 => {
             format!("use {} or {}", number.floor(), number.ceil())
         }
-        Value::Integer(_) | Value::Float(_) | Value::Bool(_) if expects == String::EXPECTS => {
+        Value::Integer(_) | Value::Float(_) | Value::Bool(_) if expects.contains("string") => {
             "put it between quotes".to_string()
         }
         _ => format!("give {expects}"),

@@ -2,7 +2,7 @@
 //! tables; a test keeps the two equal.
 
 use crate::error::Problems;
-use crate::read::{At, Key, Read, choice, section};
+use crate::read::{Key, PathText, Read, choice, section};
 use crate::tree::Node;
 use lampyris_plan::model_spec::Gate;
 use lampyris_plan::train_plan::{Compute, Device, Reduction, Shape};
@@ -131,7 +131,7 @@ section! {
     /// Text and the validation split.
     struct Data {
         /// One text source: a path or glob; every matching file is a document. Short for a list of one in `sources`.
-        path: At<String> = absent("`sources`");
+        path: PathText = absent("`sources`");
         /// Text sources, in this order.
         sources: Vec<Source> = absent("`path`");
         /// Cut the text at this many bytes (whole documents, in source order).
@@ -142,7 +142,7 @@ section! {
         /// Share of the text that is held out.
         validation_fraction: f64 = default("0.02");
         /// Folder of tokenized shards, shared by runs.
-        cache_dir: At<String> = absent("`~/.cache/lampyris/data`");
+        cache_dir: PathText = absent("`~/.cache/lampyris/data`");
         /// Where the text comes from, told to a person who trains without `path` or `sources`.
         obtain: String = default("\"\"");
     }
@@ -153,11 +153,11 @@ section! {
         /// Rust sources of a cargo dependency graph.
         kind: SourceKind = required;
         /// Path or glob (text, jsonl).
-        path: At<String> = absent("required for text and jsonl");
+        path: PathText = absent("required for text and jsonl");
         /// Name of the text field (jsonl).
         field: String = absent("`text`; jsonl only");
         /// Path of a Cargo.toml (cargo_sources).
-        manifest: At<String> = absent("required for cargo_sources");
+        manifest: PathText = absent("required for cargo_sources");
     }
 
     /// Tokenizer.
@@ -170,7 +170,7 @@ section! {
         /// Bytes of training text that the BPE trainer reads.
         train_bytes: u64 = absent("16777216; bpe only");
         /// Path of the tokenizer.json (file).
-        path: At<String> = absent("required for file");
+        path: PathText = absent("required for file");
         /// Token that ends a document (file); must be in its vocabulary.
         end_of_document: String = absent("required for file");
     }
@@ -304,7 +304,7 @@ section! {
     /// Run directory and reports.
     struct Output {
         /// Parent of run directories.
-        runs_dir: At<String> = absent("`runs` in the current folder");
+        runs_dir: PathText = absent("`runs` in the current folder");
         /// Write a metrics line every this many steps.
         log_every_steps: u64 = default("1");
         /// Write TensorBoard event files.

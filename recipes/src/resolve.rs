@@ -2,7 +2,7 @@
 
 use crate::Defaults;
 use crate::error::Problems;
-use crate::read::At;
+use crate::read::PathText;
 use crate::recipe_file::{self, DecayKind, RecipeFile, SourceKind, TokenizerKind, Validation};
 use crate::tree::Place;
 use lampyris_plan::TrainPlan;
@@ -25,12 +25,30 @@ impl<'a> Paths<'a> {
     }
 
     /// A path in the recipe is relative to the recipe's folder, one in `--set` to the current folder.
-    fn resolve(&self, path: &At<String>) -> PathBuf {
-        let base = match path.place {
+    fn base(&self, path: &PathText) -> &Path {
+        match path.place {
             Place::Set(_) => &self.defaults.current_dir,
             Place::Recipe(_) | Place::Preset(..) | Place::Default => &self.recipe_dir,
-        };
-        base.join(&path.value)
+        }
+    }
+
+    fn resolve(&self, path: &PathText) -> PathBuf {
+        self.base(path).join(&path.text)
+    }
+
+    /// A glob: what is special in it is so only as far as it was written, not in the folder put before it.
+    fn resolve_glob(&self, path: &PathText) -> String {
+        if Path::new(&path.text).is_absolute() {
+            return path.text.clone();
+        }
+        let mut glob = String::new();
+        for c in self.base(path).to_string_lossy().chars() {
+            match c {
+                '*' | '?' | '[' => glob.extend(['[', c, ']']),
+                _ => glob.push(c),
+            }
+        }
+        Path::new(&glob).join(&path.text).to_string_lossy().into_owned()
     }
 }
 
@@ -107,13 +125,12 @@ fn data(
         problems.at_key("data.path", message, "leave one out; path is short for one text source");
         return None;
     }
-    let glob = |path: &At<String>| paths.resolve(path).to_string_lossy().into_owned();
     let sources = match (&data.path, &data.sources) {
-        (Some(path), _) => vec![plan::Source::Text { path: glob(path) }],
+        (Some(path), _) => vec![plan::Source::Text { path: paths.resolve_glob(path) }],
         (None, Some(listed)) => {
             let mut sources = Vec::new();
             for (i, listed) in listed.iter().enumerate() {
-                sources.push(source(listed, &format!("data.sources[{i}]"), &glob, problems)?);
+                sources.push(source(listed, &format!("data.sources[{i}]"), paths, problems)?);
             }
             sources
         }
@@ -138,7 +155,7 @@ fn data(
 fn source(
     source: &recipe_file::Source,
     key: &str,
-    glob: &dyn Fn(&At<String>) -> String,
+    paths: &Paths<'_>,
     problems: &mut Problems,
 ) -> Option<plan::Source> {
     let (path, field, manifest) = (&source.path, &source.field, &source.manifest);
@@ -150,19 +167,20 @@ fn source(
                 &[("field", field.is_some()), ("manifest", manifest.is_some())],
             );
             let path = only.needs("kind = \"text\"", "path", path.as_ref())?;
-            Some(plan::Source::Text { path: glob(path) })
+            Some(plan::Source::Text { path: paths.resolve_glob(path) })
         }
         SourceKind::Jsonl => {
             only.not("kind = \"jsonl\"", &[("manifest", manifest.is_some())]);
             let path = only.needs("kind = \"jsonl\"", "path", path.as_ref())?;
             let field = field.clone().unwrap_or_else(|| "text".to_string());
-            Some(plan::Source::Jsonl { path: glob(path), field })
+            Some(plan::Source::Jsonl { path: paths.resolve_glob(path), field })
         }
         SourceKind::CargoSources => {
             let kind = "kind = \"cargo_sources\"";
             only.not(kind, &[("path", path.is_some()), ("field", field.is_some())]);
             let manifest = only.needs(kind, "manifest", manifest.as_ref())?;
-            Some(plan::Source::CargoSources { manifest: glob(manifest) })
+            let manifest = paths.resolve(manifest).to_string_lossy().into_owned();
+            Some(plan::Source::CargoSources { manifest })
         }
     }
 }

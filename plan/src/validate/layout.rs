@@ -1,6 +1,6 @@
 //! Rules on data, batch, optimizer and the layout over ranks.
 
-use super::Rules;
+use super::{Invalid, Rules};
 use crate::lr::batch_quantum;
 use crate::train_plan::{BatchPlan, OptimizerPlan, Reduction, TrainPlan, ValidationSplit};
 
@@ -47,7 +47,6 @@ fn parallel(plan: &TrainPlan, rules: &mut Rules) {
 }
 
 fn batch(plan: &TrainPlan, batch: &BatchPlan, rules: &mut Rules) {
-    let reported = rules.broken.len();
     for (key, value) in [
         ("batch.sequence_length", batch.sequence_length),
         ("batch.micro_batch", batch.micro_batch),
@@ -57,8 +56,8 @@ fn batch(plan: &TrainPlan, batch: &BatchPlan, rules: &mut Rules) {
     ] {
         rules.size(key, value);
     }
-    if rules.broken.len() > reported {
-        return; // the relations below would only repeat it
+    if rules.broken.iter().any(|rule| matches!(rule, Invalid::OutOfRange { .. })) {
+        return; // the relations below would repeat it, or overflow
     }
     let global = batch.global_batch as u64;
     // Depth D of the MTP predicts D + 1 tokens ahead, so a sequence must be longer.

@@ -4,9 +4,15 @@ use super::Rules;
 use crate::model_spec::{Attention, Gate, ModelSpec, Moe, Rope};
 use crate::train_plan::{TokenizerPlan, TrainPlan};
 
-/// Bound on layers and experts, so that the list of parameters of any plan fits in memory.
 const MAX_LAYERS: usize = 1_000;
 const MAX_EXPERTS: usize = 4_096;
+
+/// Experts of all layers: bounds the list of parameters. DeepSeek-V3 has 14,848.
+const MAX_ALL_EXPERTS: u64 = 200_000;
+
+/// Elements of all matrices, and operations of the attention core per token: three orders above DeepSeek-V3, and small
+/// enough for 64-bit arithmetic on bytes and operations.
+const MAX_MAGNITUDE: f64 = 1e15;
 
 pub(super) fn check(plan: &TrainPlan, rules: &mut Rules) {
     let model = &plan.model;
@@ -24,14 +30,47 @@ pub(super) fn check(plan: &TrainPlan, rules: &mut Rules) {
     rules.not_negative("model.init_std", model.init_std);
     attention(&model.attention, rules);
     rope(&model.rope, rules);
-    let dense_layers = (0..model.layers).any(|layer| !model.is_moe_layer(layer));
-    if dense_layers {
+    if model.moe.as_ref().is_none_or(|moe| moe.first_dense_layers > 0) {
         rules.size("model.ffn_hidden", model.ffn_hidden);
     }
     if let Some(moe) = &model.moe {
         experts(model, moe, rules);
     }
     vocabulary(plan, rules);
+    if rules.broken.is_empty() {
+        magnitude(plan, rules);
+    }
+}
+
+/// The sizes are each in range; their products must be too.
+fn magnitude(plan: &TrainPlan, rules: &mut Rules) {
+    let model = &plan.model;
+    let (layers, hidden) = (model.all_layers() as f64, model.hidden as f64);
+    // Upper bounds: every projection as if it went from the whole hidden state.
+    let (low, wide) = match model.attention {
+        Attention::Gqa { heads, head_dim, .. } => (0, heads * head_dim),
+        Attention::Mla { heads, q_rank, kv_rank, nope_dim, rope_dim, v_dim } => {
+            (q_rank.unwrap_or(0) + kv_rank, heads * (nope_dim + rope_dim + v_dim))
+        }
+    };
+    let attention = 4.0 * (hidden + low as f64) * wide as f64;
+    let (experts, expert) = model.moe.as_ref().map_or((0.0, 0.0), |moe| {
+        ((moe.experts + moe.shared_experts) as f64, moe.expert_hidden as f64)
+    });
+    let feed_forward = 3.0 * hidden * (model.ffn_hidden as f64 + experts * expert);
+    let elements = 2.0 * hidden * model.vocab_size as f64 + layers * (attention + feed_forward);
+    let core = 2.0 * layers * wide as f64 * plan.batch.sequence_length as f64;
+    for (key, value, what) in [
+        ("model.hidden", elements, "parameters"),
+        ("batch.sequence_length", core, "operations of attention per token"),
+    ] {
+        let fits = format!("keep the {what} below {MAX_MAGNITUDE:e}");
+        if value > MAX_MAGNITUDE {
+            let why = format!("makes about {value:.0e} {what} with the other sizes");
+            let at = if key == "model.hidden" { model.hidden } else { plan.batch.sequence_length };
+            rules.conflict(key, at, why, &fits);
+        }
+    }
 }
 
 fn attention(attention: &Attention, rules: &mut Rules) {
@@ -86,6 +125,12 @@ fn experts(model: &ModelSpec, moe: &Moe, rules: &mut Rules) {
     ] {
         rules.size(key, value);
     }
+    let all_experts = (moe.experts as u64).saturating_mul(model.layers as u64);
+    if experts && model.layers <= MAX_LAYERS && all_experts > MAX_ALL_EXPERTS {
+        let why = format!("makes {all_experts} experts in {} layers", model.layers);
+        let fix = format!("keep the experts of all layers at or below {MAX_ALL_EXPERTS}");
+        rules.conflict("model.experts", moe.experts, why, &fix);
+    }
     let first_dense = moe.first_dense_layers as u64;
     rules.at_most("model.first_dense_layers", first_dense, "model.layers", model.layers as u64);
     let groups = moe.groups as u64;
@@ -93,7 +138,7 @@ fn experts(model: &ModelSpec, moe: &Moe, rules: &mut Rules) {
     rules.at_most("model.groups_per_token", moe.groups_per_token as u64, "model.groups", groups);
     if let Some(per_group) = moe.experts.checked_div(moe.groups) {
         let per_group = per_group as u64;
-        let in_reach = per_group * moe.groups_per_token as u64;
+        let in_reach = per_group.saturating_mul(moe.groups_per_token as u64);
         let limit = "the experts of the allowed groups";
         rules.at_most("model.experts_per_token", moe.experts_per_token as u64, limit, in_reach);
         if moe.gate == Gate::SigmoidBias && per_group < 2 {

@@ -45,6 +45,19 @@ fn a_rule_per_key() {
         ("model.rope_theta", |p| p.model.rope.theta = 1.0),
         ("model.ffn_hidden", |p| p.model.ffn_hidden = 0),
         ("model.experts", |p| moe(p).experts = 1_000_000),
+        ("model.experts", |p| {
+            p.model.layers = 1_000;
+            moe(p).experts = 256;
+        }),
+        ("model.hidden", |p| {
+            p.model.hidden = 1 << 24;
+            p.model.vocab_size = 1 << 24;
+            p.model.ffn_hidden = 1 << 24;
+        }),
+        ("batch.sequence_length", |p| {
+            p.batch.sequence_length = 1 << 24;
+            p.model.attention = Attention::Gqa { heads: 1 << 10, kv_heads: 1, head_dim: 1 << 16 };
+        }),
         ("model.experts_per_token", |p| moe(p).experts_per_token = 0),
         ("model.experts_per_token", |p| moe(p).experts_per_token = 5),
         ("model.shared_experts", |p| moe(p).shared_experts = 65),

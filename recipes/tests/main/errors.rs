@@ -79,6 +79,8 @@ const CASES: &[Case] = &[
             ("\"byte\"", "\"bytes\""),
         ],
     ),
+    set("--set: a home folder", &["data.path=~/texts/*.txt"]),
+    set("--set: a number for a string", &["name=7"]),
     set("--set: unknown key", &["batch.leafs=2"]),
     set("--set: wrong type", &["batch.leaves=two"]),
     set("--set: a clash", &["batch.global_batch=10"]),

@@ -75,6 +75,15 @@ fn a_recipe_path_is_relative_to_the_current_folder() {
     assert_eq!(plan.name, "mine");
 }
 
+/// Only what was written is a pattern.
+#[test]
+fn folders_with_glob_characters_are_taken_literally() {
+    let text = shipped("debug_moe").unwrap();
+    let plan = parse(text, Path::new("/my [old] runs/mine.toml"), &[], &defaults()).unwrap();
+    let expected = "/my [[]old] runs/debug_text/alice_*.txt".to_string();
+    assert_eq!(plan.data.sources, [Source::Text { path: expected }]);
+}
+
 #[test]
 fn a_preset_gives_the_model_and_nothing_else() {
     let text = "

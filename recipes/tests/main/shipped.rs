@@ -3,7 +3,7 @@
 use crate::{defaults, golden, shipped_plan};
 use lampyris_plan::report::Report;
 use lampyris_plan::validate::check_trainable;
-use lampyris_recipes::{SHIPPED, load};
+use lampyris_recipes::{SHIPPED, load, parse, shipped};
 use std::path::Path;
 
 /// Recipes that only `lampyris plan` handles, each with the key that training refuses first.
@@ -104,4 +104,28 @@ fn every_recipe_file_is_shipped() {
     let mut listed: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
     listed.sort_unstable();
     assert_eq!(files, listed);
+}
+
+/// No number in a recipe, however absurd, makes the parser or the report panic.
+#[test]
+fn absurd_numbers_are_refused_or_reported() {
+    let absurd = ["0", "1", "3", "1000", "16777216", "1e18", "9223372036854775807", "-1", "nan"];
+    let mut reported = 0;
+    for name in ["debug_moe", "debug_llama", "deepseek_v2"] {
+        let text = shipped(name).unwrap();
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| line.contains(" = ")) {
+            let (key, _) = line.split_once(" = ").unwrap();
+            for number in absurd {
+                let lines = text.lines().enumerate();
+                let changed: Vec<String> = lines
+                    .map(|(j, old)| if i == j { format!("{key} = {number}") } else { old.into() })
+                    .collect();
+                let plan = parse(&changed.join("\n"), Path::new("x.toml"), &[], &defaults());
+                if let Ok(plan) = plan {
+                    reported += usize::from(!Report::new(&plan).to_string().is_empty());
+                }
+            }
+        }
+    }
+    assert!(reported > 100, "{reported}");
 }

@@ -1,6 +1,6 @@
 //! Recipe files, and the crate that parses one into a [`TrainPlan`].
 //!
-//! Parsed once, in three steps: text to a tree that remembers lines (`tree`), the tree to a typed [`RecipeFile`]
+//! Parsed once, in three steps: text to a tree that remembers lines (`tree`), the tree to a typed `RecipeFile`
 //! (`read`, `recipe_file`), that to a plan in which nothing is left to default (`resolve`). `--set` values and presets
 //! enter the tree, so every key behaves alike wherever it was given. All errors of a step are reported together, each
 //! with its file and line, the key at fault and what to do.

@@ -166,5 +166,7 @@ fn files_are_read_from_disk() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let plan = load(&folder.join("debug_llama.toml"), &[], &defaults()).unwrap();
     let Source::Text { path } = &plan.data.sources[0] else { panic!("{:?}", plan.data.sources) };
-    assert_eq!(Path::new(path).parent(), Some(folder.join("debug_text").as_path()));
+    let text = folder.join("debug_text");
+    assert_eq!(Path::new(path).parent(), Some(text.as_path()));
+    assert_eq!(std::fs::read_dir(text).unwrap().count(), 12, "the chapters of the debug text");
 }

@@ -1,0 +1,206 @@
+//! Words that may not stand in a file, or must.
+
+use crate::tree::{Finding, is_test, without_tests};
+
+/// Promises instead of code. Joined here so that this file does not contain them.
+const PROMISES: &[&str] = &[
+    concat!("to", "do!("),
+    concat!("unimple", "mented!("),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+];
+
+/// Code that computes from its arguments alone. In recipes, `lib.rs` reads the file and the rest parses.
+const PURE: &[&str] = &["plan/src/", "recipes/src/", "scheduler/src/core"];
+const SHELLS: &[&str] = &["recipes/src/lib.rs"];
+/// What such code does not know of.
+const IMPURE: &[&str] = &[
+    "std::time::Instant",
+    "Instant::now",
+    "SystemTime",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "tokio",
+    "rand::",
+];
+
+/// Files in which whitespace is a matter of style.
+const STYLED: &[&str] = &["rs", "toml", "md", "sh", "py", "proto", "cpp", "h", "sbatch"];
+
+/// All rules on the words of one file.
+pub(crate) fn check(path: &str, text: &str) -> Vec<Finding> {
+    let extension = path.rsplit_once('.').map_or("", |(_, e)| e);
+    let mut findings = Vec::new();
+    if STYLED.contains(&extension) {
+        findings.extend(check_whitespace(path, text));
+        findings.extend(check_promises(path, text));
+    }
+    if extension == "rs" {
+        findings.extend(check_name(path));
+        findings.extend(check_head(path, text));
+        findings.extend(check_unsafe(path, text));
+        findings.extend(check_pure(path, text));
+    }
+    findings
+}
+
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(i, line)| (i + 1, line))
+}
+
+fn check_whitespace(path: &str, text: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (number, line) in lines(text) {
+        if line.contains('\t') {
+            findings.push(Finding::new(path, number, "a tab", "use spaces"));
+        }
+        if line.ends_with([' ', '\t', '\r']) {
+            findings.push(Finding::new(
+                path,
+                number,
+                "a space at the end of the line",
+                "remove it",
+            ));
+        }
+    }
+    if !text.is_empty() && (!text.ends_with('\n') || text.ends_with("\n\n")) {
+        let last = text.lines().count();
+        findings.push(Finding::new(
+            path,
+            last,
+            "the file must end with one newline",
+            "add or remove",
+        ));
+    }
+    findings
+}
+
+fn check_promises(path: &str, text: &str) -> Vec<Finding> {
+    let promised = lines(text).filter_map(|(number, line)| {
+        PROMISES.iter().find(|p| line.contains(**p)).map(|promise| (number, promise))
+    });
+    promised
+        .map(|(number, promise)| {
+            Finding::new(path, number, format!("`{promise}`"), "do it now or open an issue")
+        })
+        .collect()
+}
+
+fn check_name(path: &str) -> Vec<Finding> {
+    let vague = ["util", "utils", "helper", "helpers", "misc"];
+    let is_vague = |part: &str| vague.contains(&part.trim_end_matches(".rs"));
+    let found = path.split('/').any(is_vague);
+    let instead = "name it after what it holds";
+    found.then(|| Finding::new(path, 0, "a name that says nothing", instead)).into_iter().collect()
+}
+
+fn check_head(path: &str, text: &str) -> Vec<Finding> {
+    let found = path.contains("src/") && !is_test(path) && !text.starts_with("//!");
+    let instead = "say what it is, which paper section, what it does not do";
+    found.then(|| Finding::new(path, 1, "no `//!` head", instead)).into_iter().collect()
+}
+
+fn check_unsafe(path: &str, text: &str) -> Vec<Finding> {
+    let all: Vec<&str> = text.lines().collect();
+    let is_block = |line: &str| {
+        let code = line.split("//").next().unwrap_or(line);
+        ["unsafe {", "unsafe impl "].iter().any(|word| code.contains(word)) && !code.contains('"')
+    };
+    // The comment stands above the statement, which may have begun some lines before its block.
+    let explained = |at: usize| {
+        let above = all[..at].iter().rev().take(12);
+        all[at].contains("// SAFETY:")
+            || above
+                .take_while(|line| !line.trim().is_empty())
+                .any(|line| line.trim_start().starts_with("// SAFETY:"))
+    };
+    (0..all.len())
+        .filter(|&at| is_block(all[at]) && !explained(at))
+        .map(|at| {
+            Finding::new(
+                path,
+                at + 1,
+                "unsafe without a reason",
+                "write `// SAFETY:` and why it is sound",
+            )
+        })
+        .collect()
+}
+
+fn check_pure(path: &str, text: &str) -> Vec<Finding> {
+    let pure =
+        PURE.iter().any(|p| path.starts_with(p)) && !SHELLS.contains(&path) && !is_test(path);
+    if !pure {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (number, line) in lines(without_tests(text)) {
+        let code = line.split("//").next().unwrap_or(line);
+        for word in IMPURE.iter().filter(|word| code.contains(**word)) {
+            let what = format!("`{word}` in a module that decides");
+            findings.push(Finding::new(path, number, what, "pass the value in, act in the shell"));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines_found(path: &str, text: &str) -> Vec<usize> {
+        check(path, text).into_iter().map(|f| f.line).collect()
+    }
+
+    #[test]
+    fn clean_files_are_clean() {
+        assert!(check("plan/src/a.rs", "//! Head.\n\nfn f() {}\n").is_empty());
+        assert!(check("data/a.txt", "trailing \t\n").is_empty());
+    }
+
+    #[test]
+    fn whitespace_is_found() {
+        assert_eq!(lines_found("a.md", "a \n\tb\nc\n"), [1, 2]);
+        assert_eq!(lines_found("a.toml", "a"), [1]);
+        assert_eq!(lines_found("a.toml", "a\n\n"), [2]);
+    }
+
+    #[test]
+    fn promises_are_found() {
+        for promise in PROMISES {
+            assert_eq!(lines_found("a.py", &format!("x\n# {promise}\n")), [2], "{promise}");
+        }
+    }
+
+    #[test]
+    fn vague_names_and_missing_heads_are_found() {
+        assert_eq!(lines_found("comm/src/util.rs", "//! Head.\n"), [0]);
+        assert_eq!(lines_found("comm/src/utils/a.rs", "//! Head.\n"), [0]);
+        assert_eq!(lines_found("comm/src/a.rs", "fn f() {}\n"), [1]);
+        assert!(lines_found("comm/src/a/tests.rs", "fn f() {}\n").is_empty());
+    }
+
+    #[test]
+    fn unsafe_without_a_reason_is_found() {
+        let block = concat!("uns", "afe { f() };\n");
+        assert_eq!(lines_found("comm/tests/a.rs", &format!("let a =\n    {block}")), [2]);
+        assert!(
+            lines_found("comm/tests/a.rs", &format!("// SAFETY: f is.\nlet a =\n    {block}"))
+                .is_empty()
+        );
+        assert_eq!(lines_found("comm/tests/a.rs", &format!("// SAFETY: f is.\n\n{block}")), [3]);
+    }
+
+    #[test]
+    fn pure_modules_have_no_world() {
+        let text =
+            "//! Not tokio.\nuse std::fs;\n#[cfg(test)]\nmod tests {\n    use std::net;\n}\n";
+        assert_eq!(lines_found("plan/src/a.rs", text), [2]);
+        assert_eq!(lines_found("scheduler/src/core/a.rs", text), [2]);
+        assert!(lines_found("recipes/src/lib.rs", text).is_empty());
+        assert!(lines_found("worker/src/a.rs", text).is_empty());
+    }
+}

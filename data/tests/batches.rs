@@ -105,6 +105,32 @@ fn bpe_validation_text_is_what_its_tokens_decode_to() {
 }
 
 #[test]
+fn tokenizers_of_words_cover_the_text_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("words.json");
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"<unk>":0,"a":1,"firefly":2,"glows":3,"</s>":9},"unk_token":"<unk>"}}"#;
+    std::fs::write(&path, json).unwrap();
+    let tokenizer = TokenizerSpec::File { path, end_of_document: "</s>".to_owned() };
+    let dataset = prepared(
+        dir.path(),
+        &["firefly glows a firefly glows", "a a  a glows "],
+        tokenizer,
+        Split::Tail { fraction: 0.5 },
+    );
+    assert_eq!(dataset.manifest().vocabulary_size, 10, "the largest token counts, not the number");
+    // Held out: " firefly glows" and "glows ", whose last space no token has.
+    let windows = dataset.validation(4, 0);
+    assert_eq!(predicted(&windows.batch(0..windows.count(), 0)), [2, 3, 9, 3, 9]);
+    let covered = |tokens| String::from_utf8_lossy(dataset.validation_text(tokens)).into_owned();
+    assert_eq!(covered(1), " firefly");
+    assert_eq!(covered(3), " firefly glows");
+    assert_eq!(covered(4), " firefly glowsglows ");
+    assert_eq!(covered(0), " firefly glowsglows ");
+}
+
+#[test]
 fn samples_can_be_traced_to_their_documents() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.jsonl"), "{\"t\":\"abc\"}\n\n{\"t\":\"defgh\"}\n").unwrap();

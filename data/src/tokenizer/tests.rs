@@ -50,6 +50,29 @@ fn training_is_deterministic_and_fills_the_vocabulary() {
     assert!(matches!(train_bpe(&[], 256), Err(Error::SmallVocabulary { vocab_size: 256 })));
 }
 
+/// A tokenizer as DeepSeek-V3's: a pattern of its own in front of the byte alphabet.
+fn with_own_pattern() -> Tokenizer {
+    let json = std::str::from_utf8(BPE.hugging_face_json().unwrap()).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
+    json["pre_tokenizer"] = serde_json::json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Split", "pattern": { "Regex": r"\p{N}{1,3}" }, "behavior": "Isolated", "invert": false },
+        { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+    ] });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    std::fs::write(&path, json.to_string()).unwrap();
+    Tokenizer::from_file(&path, "<|endoftext|>").unwrap()
+}
+
+#[test]
+fn other_patterns_go_through_the_library() {
+    let (tokenizer, text) = (with_own_pattern(), "let é = 1234567; // 🦀\n");
+    let tokens = tokenizer.encode(text).unwrap();
+    assert_eq!(tokens, by_library(&tokenizer, text));
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+    assert_eq!(tokenizer.ends(text, &tokens).unwrap().last(), Some(&(text.len() as u64)));
+}
+
 #[test]
 fn a_spelled_end_of_document_is_text() {
     let text = "before <|endoftext|> after";

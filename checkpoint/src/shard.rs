@@ -38,7 +38,7 @@ pub struct Piece<'a> {
 /// How transfers are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
-    /// Threads that read or write. Two keep one disk busy.
+    /// Threads that read or write: the number of transfers in flight. They mostly wait, so it is no number of cores.
     pub threads: usize,
     /// Size of a chunk when writing, a multiple of [`ALIGN_BYTES`].
     pub chunk_bytes: usize,
@@ -46,7 +46,7 @@ pub struct Transfer {
 
 impl Default for Transfer {
     fn default() -> Transfer {
-        Transfer { threads: 2, chunk_bytes: CHUNK_BYTES }
+        Transfer { threads: 4, chunk_bytes: CHUNK_BYTES }
     }
 }
 

@@ -11,6 +11,8 @@ mod hf_export;
 mod hf_folder;
 mod hooked_disk;
 mod kill;
+mod large;
+mod peers;
 mod saver;
 mod snapshot;
 

@@ -8,8 +8,12 @@ use lampyris_recipes::Defaults;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+mod checkpoint;
+mod export;
+mod import;
 mod passthrough;
 mod plan;
+mod resume;
 mod suspend;
 mod train;
 
@@ -27,8 +31,17 @@ enum Command {
     Plan(plan::Args),
     /// Train a recipe on this machine
     Train(train::Args),
+    /// Continue a run from its last checkpoint
+    Resume(resume::Args),
     /// Ask a run to checkpoint and stay stopped until resumed
     Suspend(suspend::Args),
+    /// List, check, compare and remove checkpoints
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
+    /// Write a checkpoint as a Hugging Face folder
+    Export(export::Args),
+    /// Make a run from a Hugging Face folder
+    Import(import::Args),
     /// Continue a text with a trained model
     Generate(passthrough::Args),
     /// Compare logits, loss and gradients with recorded ones
@@ -99,7 +112,11 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
     match cli.command {
         Command::Plan(args) => plan::run(&args, environment),
         Command::Train(args) => train::run(&args, environment),
+        Command::Resume(args) => resume::run(&args, environment),
         Command::Suspend(args) => suspend::run(&args),
+        Command::Checkpoint(command) => checkpoint::run(command),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args, environment),
         Command::Generate(args) => passthrough::run("generate", args, rank()),
         Command::Parity(args) => passthrough::run("parity", args, rank()),
         Command::Bench(args) => passthrough::run("bench", args, rank()),

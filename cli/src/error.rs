@@ -1,7 +1,9 @@
 //! Everything that can end a command, as facts: the message says what is wrong, the hint what to try, the exit code
 //! whether trying again can help.
 
+use crate::screen;
 use lampyris_data as data;
+use lampyris_plan::digest::Change;
 use lampyris_plan::validate::Unsupported;
 use lampyris_recipes::RecipeError;
 use lampyris_worker::shim::{Failure, Outcome, ShimError};
@@ -22,6 +24,8 @@ pub(crate) enum CliError {
     Data(#[from] data::Error),
     #[error("{0}")]
     Shim(#[from] ShimError),
+    #[error("{0}")]
+    Checkpoint(#[from] lampyris_checkpoint::Error),
     /// The rank process failed; the shim knows the exit code.
     #[error("{failure}")]
     Rank { failure: Box<Failure>, exit_code: u8 },
@@ -29,6 +33,18 @@ pub(crate) enum CliError {
     NotARun { path: PathBuf, what: String },
     #[error("{} exists already", .path.display())]
     RunExists { path: PathBuf },
+    #[error("{} is running on this machine", .path.display())]
+    Running { path: PathBuf },
+    #[error("this run was made with other values{}", screen::changes(changes))]
+    Changed { changes: Vec<Change> },
+    #[error("the text of {} is not the text it has read so far", .run.display())]
+    OtherText { run: PathBuf },
+    #[error("{} has no checkpoint{}", .run.display(), at_step(*step))]
+    NoCheckpoint { run: PathBuf, step: Option<u64> },
+    #[error("{damaged} of {of} checkpoints are damaged")]
+    Damaged { damaged: usize, of: usize },
+    #[error("the recipe does not fit the model in {}: {}", .folder.display(), .problems.join("; "))]
+    Mismatch { folder: PathBuf, problems: Vec<String> },
     #[error("cannot read {}: {source}", .path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {}: {source}", .path.display())]
@@ -69,6 +85,22 @@ impl CliError {
                 "`lampyris resume {}` continues it; --run-dir names another place",
                 path.display()
             ),
+            CliError::Running { path } => {
+                format!("wait for it, or stop it with `lampyris suspend {}`", path.display())
+            }
+            CliError::Changed { changes } => {
+                let keys: Vec<&str> = changes.iter().map(|change| change.key.as_str()).collect();
+                format!("--allow-change {} continues with the new ones", keys.join(","))
+            }
+            CliError::OtherText { .. } => {
+                "put the old files back, or accept the new text with --allow-change data".into()
+            }
+            CliError::NoCheckpoint { run, .. } => {
+                format!("`lampyris checkpoint list {}` shows those there are", run.display())
+            }
+            CliError::Damaged { .. } => {
+                "a resume sets damaged ones aside and takes the newest good one".into()
+            }
             CliError::NoRankProgram { .. } => {
                 "`make build` builds both programs into one folder; LAMPYRIS_RANK names another one"
                     .into()
@@ -86,7 +118,11 @@ impl CliError {
 
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            CliError::Recipe(RecipeError::Invalid { .. }) | CliError::Untrainable(_) => BAD_PLAN,
+            CliError::Recipe(RecipeError::Invalid { .. })
+            | CliError::Untrainable(_)
+            | CliError::Changed { .. }
+            | CliError::OtherText { .. }
+            | CliError::Mismatch { .. } => BAD_PLAN,
             CliError::Data(
                 data::Error::Read { .. } | data::Error::Write { .. } | data::Error::Cargo { .. },
             ) => 1,
@@ -96,6 +132,10 @@ impl CliError {
             _ => 1,
         }
     }
+}
+
+fn at_step(step: Option<u64>) -> String {
+    step.map_or(String::new(), |step| format!(" of step {step} in its lineage"))
 }
 
 /// The code of an outcome that is no failure, or the failure.

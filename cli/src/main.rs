@@ -10,6 +10,7 @@ mod prepare;
 mod rank_program;
 mod run_dir;
 mod screen;
+mod selected;
 mod started_run;
 
 use clap::Parser;

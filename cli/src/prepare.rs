@@ -2,6 +2,7 @@
 //! starts.
 
 use crate::error::CliError;
+use crate::run_dir::DatasetRecord;
 use crate::screen::{self, DataProgress};
 use indicatif::{HumanBytes, HumanCount};
 use lampyris_data::{Dataset, Options, Source, Split, TokenizerSpec};
@@ -31,6 +32,26 @@ pub(crate) fn prepare(plan: &TrainPlan) -> Result<Dataset, CliError> {
         began.elapsed().as_secs_f64(),
     ));
     Ok(dataset)
+}
+
+/// The text that `record` names, if the cache still has it whole: the sources are not looked at.
+pub(crate) fn reopen(
+    plan: &TrainPlan,
+    record: &DatasetRecord,
+) -> Result<Option<Dataset>, CliError> {
+    let folder = plan.data.cache_dir.join(&record.fingerprint);
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let progress = DataProgress::new(std::io::stderr().is_terminal());
+    let opened =
+        Dataset::open(&folder).and_then(|dataset| dataset.verify(&progress).map(|()| dataset));
+    progress.finish();
+    match opened {
+        Ok(dataset) => Ok(Some(dataset)),
+        Err(lampyris_data::Error::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The data part of a plan in the words of the data crate, which knows no plan.

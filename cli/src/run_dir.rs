@@ -1,12 +1,22 @@
-//! A run directory: the truth of a run. `plan.toml` is all that its ranks compute, `recipe.toml` what a person wrote;
-//! logs, metrics, checkpoints and requests lie beside them.
+//! A run directory: the truth of a run. `plan.toml` is all that its ranks compute, `recipe.toml` what a person wrote,
+//! `dataset.json` names the prepared text, `tokenizer/` turns tokens back into text wherever the text is; logs, metrics,
+//! checkpoints and requests lie beside them.
 
 use crate::error::CliError;
 use jiff::Zoned;
+use lampyris_checkpoint::Run;
+use lampyris_checkpoint::disk::RealDisk;
+use lampyris_data::{Dataset, Tokenizer};
 use lampyris_plan::TrainPlan;
-use std::fs;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const PLAN: &str = "plan.toml";
+const DATASET: &str = "dataset.json";
+const TOKENIZER: &str = "tokenizer";
 
 /// An existing run directory.
 #[derive(Debug, Clone)]
@@ -14,38 +24,44 @@ pub(crate) struct RunDir {
     path: PathBuf,
 }
 
+/// Held while a program on this machine runs the ranks; others are refused. What a program on another machine does is
+/// fenced by attempts, not by this.
+#[derive(Debug)]
+pub(crate) struct RunLock {
+    _file: File,
+}
+
+/// Which text a run reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DatasetRecord {
+    /// Equal fingerprints give equal batches.
+    pub(crate) fingerprint: String,
+}
+
 impl RunDir {
     /// Makes a directory for a new run: `named`, or `NAME-YYYYMMDD-HHMMSS` (local time) below the plan's `runs_dir`.
-    /// `recipe` is kept as written, with the `--set` values as comments.
+    /// `recipe` is kept as given.
     pub(crate) fn create(
         plan: &TrainPlan,
         named: Option<&Path>,
         now: &Zoned,
         recipe: &str,
     ) -> Result<RunDir, CliError> {
+        let default = || format!("{}-{}", plan.name, now.strftime("%Y%m%d-%H%M%S"));
         let path = match named {
             Some(path) => path.to_path_buf(),
-            None => plan.output.runs_dir.join(format!(
-                "{}-{}",
-                plan.name,
-                now.strftime("%Y%m%d-%H%M%S")
-            )),
+            None => plan.output.runs_dir.join(default()),
         };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| CliError::write(parent, e))?;
         }
-        fs::create_dir(&path).map_err(|error| match error.kind() {
-            ErrorKind::AlreadyExists => CliError::RunExists { path: path.clone() },
-            _ => CliError::write(&path, error),
-        })?;
+        create_dir(&path)?;
         let run = RunDir { path };
-        for folder in ["control", "logs"] {
-            let folder = run.path.join(folder);
-            fs::create_dir(&folder).map_err(|e| CliError::write(&folder, e))?;
+        for folder in ["control", "logs", TOKENIZER] {
+            create_dir(&run.path.join(folder))?;
         }
         run.write("recipe.toml", recipe)?;
-        let text = toml::to_string(plan).expect("a plan is plain data with string keys");
-        run.write("plan.toml", &text)?;
+        run.write_plan(plan)?;
         Ok(run)
     }
 
@@ -65,7 +81,72 @@ impl RunDir {
     }
 
     pub(crate) fn plan_path(&self) -> PathBuf {
-        self.path.join("plan.toml")
+        self.path.join(PLAN)
+    }
+
+    /// The plan of the next start.
+    pub(crate) fn plan(&self) -> Result<TrainPlan, CliError> {
+        let path = self.plan_path();
+        let text = fs::read_to_string(&path).map_err(|e| CliError::read(&path, e))?;
+        toml::from_str(&text)
+            .map_err(|error| self.not_a_run(&format!("its plan.toml is damaged: {error}")))
+    }
+
+    /// Replaces the plan at once or not at all.
+    pub(crate) fn write_plan(&self, plan: &TrainPlan) -> Result<(), CliError> {
+        let text = toml::to_string(plan).expect("a plan is plain data with string keys");
+        self.write(".plan.toml.tmp", &text)?;
+        let (from, to) = (self.path.join(".plan.toml.tmp"), self.plan_path());
+        fs::rename(from, &to).map_err(|e| CliError::write(&to, e))
+    }
+
+    /// The text that earlier starts read, none before the first.
+    pub(crate) fn dataset(&self) -> Result<Option<DatasetRecord>, CliError> {
+        let path = self.path.join(DATASET);
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text)
+                .map_err(|error| self.not_a_run(&format!("its dataset.json is damaged: {error}"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CliError::read(&path, error)),
+        }
+    }
+
+    /// Notes which text the run reads, and keeps its tokenizer.
+    pub(crate) fn record_dataset(&self, dataset: &Dataset) -> Result<(), CliError> {
+        dataset.tokenizer().save(&self.path.join(TOKENIZER))?;
+        let record = DatasetRecord { fingerprint: dataset.fingerprint().into() };
+        let text = serde_json::to_string(&record).expect("a string becomes JSON");
+        self.write(DATASET, &(text + "\n"))
+    }
+
+    /// The tokenizer of the run.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, CliError> {
+        Ok(Tokenizer::load(&self.path.join(TOKENIZER))?)
+    }
+
+    /// Its checkpoints and attempts.
+    pub(crate) fn checkpoints(&self) -> Result<Run, CliError> {
+        Ok(Run::open(Arc::new(RealDisk), &self.path)?)
+    }
+
+    /// The same, on a disk that may be read-only.
+    pub(crate) fn checkpoints_read_only(&self) -> Run {
+        Run::open_read_only(Arc::new(RealDisk), &self.path)
+    }
+
+    /// Refuses if another program on this machine runs it.
+    pub(crate) fn lock(&self) -> Result<RunLock, CliError> {
+        let path = self.path.join("control/lock");
+        let file = File::create(&path).map_err(|e| CliError::write(&path, e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(RunLock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(CliError::Running { path: self.path.clone() }),
+            // A file system without locks: attempts still fence.
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {
+                Ok(RunLock { _file: file })
+            }
+            Err(TryLockError::Error(e)) => Err(CliError::write(&path, e)),
+        }
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), CliError> {
@@ -76,4 +157,11 @@ impl RunDir {
     fn not_a_run(&self, what: &str) -> CliError {
         CliError::NotARun { path: self.path.clone(), what: what.into() }
     }
+}
+
+fn create_dir(path: &Path) -> Result<(), CliError> {
+    fs::create_dir(path).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => CliError::RunExists { path: path.to_path_buf() },
+        _ => CliError::write(path, error),
+    })
 }

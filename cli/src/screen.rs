@@ -1,5 +1,6 @@
 //! Everything a person sees: results on stdout, progress and errors on stderr. Nothing depends on colour.
 
+pub(crate) mod checkpoints;
 mod data_progress;
 mod report;
 mod training;
@@ -9,6 +10,7 @@ pub(crate) use report::report;
 pub(crate) use training::{Story, TrainingView};
 
 use crate::error::CliError;
+use lampyris_plan::digest::Change;
 use lampyris_recipes::RecipeError;
 use std::fmt;
 use std::io::Write;
@@ -21,6 +23,17 @@ pub(crate) fn say(text: impl fmt::Display) {
 /// Something on the way: one line on stderr.
 pub(crate) fn note(text: impl fmt::Display) {
     writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// Changed values of a plan, each on its own line, after a colon.
+pub(crate) fn changes(changes: &[Change]) -> String {
+    let none = || "none".to_string();
+    let line = |change: &Change| {
+        let before = change.before.clone().unwrap_or_else(none);
+        let after = change.after.clone().unwrap_or_else(none);
+        format!("\n  {}: {before} -> {after}", change.key)
+    };
+    format!(":{}", changes.iter().map(line).collect::<String>())
 }
 
 /// Why the program ends: `error:`, `hint:`, and the end of the log if a rank failed.

@@ -25,14 +25,25 @@ const REPORT_AFTER: Duration = Duration::from_secs(60);
 
 /// A run that is ready to start.
 pub(crate) struct StartedRun<'a> {
-    pub(crate) run: &'a RunDir,
-    pub(crate) plan: &'a TrainPlan,
-    pub(crate) dataset: &'a Dataset,
-    pub(crate) attempt: Attempt,
-    pub(crate) rank_program: PathBuf,
+    run: &'a RunDir,
+    plan: &'a TrainPlan,
+    dataset: &'a Dataset,
+    attempt: Attempt,
+    rank_program: PathBuf,
 }
 
-impl StartedRun<'_> {
+impl<'a> StartedRun<'a> {
+    /// Takes the next attempt number of the run.
+    pub(crate) fn claim(
+        run: &'a RunDir,
+        plan: &'a TrainPlan,
+        dataset: &'a Dataset,
+        rank_program: PathBuf,
+    ) -> Result<StartedRun<'a>, CliError> {
+        let attempt = Attempt(run.checkpoints()?.claim_next()?.0);
+        Ok(StartedRun { run, plan, dataset, attempt, rank_program })
+    }
+
     /// Runs to the end, whatever that is.
     pub(crate) fn to_the_end(&self) -> Result<u8, CliError> {
         let (service, _handle) = self.shim().build()?;

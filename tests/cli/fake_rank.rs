@@ -1,7 +1,8 @@
 //! Stands in for `lampyris-rank` in tests: speaks the shim's protocol and does what the script in `FAKE_RANK` says.
 //!
 //! A script is a list of words, one script per rank separated by `|` (the last one serves all further ranks):
-//! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`, `save=PATH`, `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
+//! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`,
+//! `from=STEP` (counts steps from there), `commit` (a real checkpoint of the run's plan, whose values follow from the step), `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
 //! `huge`, `wait` (for a suspend request, then says so and exits 85 or 86), `ignore` (everything until the shim is
 //! gone, as a stuck rank does), `deadline` (waits for one and logs it), `finish`, `exit=N`, `signal=NAME`.
 //! Without a script it is a good rank: `ready steps=3 finish`.
@@ -9,6 +10,10 @@
 #![allow(clippy::unwrap_used, reason = "a test program: what is unexpected must panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program")]
 
+use lampyris_checkpoint::disk::RealDisk;
+use lampyris_checkpoint::tensors::{TensorEntry, tensor_list};
+use lampyris_checkpoint::{CheckpointId, Digests, Kind, Meta, Piece, Run, Transfer};
+use lampyris_plan::{Attempt, Inventory, Rank, Step, TrainPlan, digest};
 use lampyris_proto::frame;
 use lampyris_proto::rank::{
     Evaluated, Failed, Finished, FromRank, Operation, Ready, Sample, Saved, StepDone, Suspended,
@@ -18,7 +23,9 @@ use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_sig
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::{env, io};
 
 fn main() -> ExitCode {
@@ -43,17 +50,19 @@ fn build_id() -> String {
 
 fn train(arguments: &[String]) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
-    let number = |flag: &str| {
-        let at = arguments.iter().position(|argument| argument == flag).unwrap();
-        arguments[at + 1].parse::<u64>().unwrap()
+    let text = |flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag);
+        at.map(|at| arguments[at + 1].clone()).unwrap_or_default()
     };
+    let number = |flag: &str| text(flag).parse::<u64>().unwrap();
     let rank = number("--rank");
     let script = env::var("FAKE_RANK").unwrap_or_else(|_| "ready steps=3 finish".into());
     let scripts: Vec<&str> = script.split('|').collect();
     let script = scripts[(rank as usize).min(scripts.len() - 1)];
     let socket = io::stdin().as_fd().try_clone_to_owned().unwrap();
     let attempt = number("--attempt");
-    let mut fake = Fake { socket: socket.into(), rank, attempt, step: 0 };
+    let (run_dir, plan) = (text("--run-dir"), text("--plan"));
+    let mut fake = Fake { socket: socket.into(), rank, attempt, step: 0, run_dir, plan };
     for word in script.split_whitespace() {
         let (verb, value) = word.split_once('=').unwrap_or((word, ""));
         if let Some(code) = fake.act(verb, value) {
@@ -68,6 +77,8 @@ struct Fake {
     rank: u64,
     attempt: u64,
     step: u64,
+    run_dir: String,
+    plan: String,
 }
 
 impl Fake {
@@ -82,6 +93,7 @@ impl Fake {
                 device: "cpu (fake)".into(),
             })),
             "steps" => (0..value.parse().unwrap()).for_each(|_| self.one_step()),
+            "from" => self.step = value.parse().unwrap(),
             "busy" => {
                 self.say(Body::Operation(Operation { what: value.into(), done: 0, total: 0 }));
             }
@@ -93,12 +105,7 @@ impl Fake {
                 bytes: 3000,
                 is_final: true,
             })),
-            "save" => self.say(Body::Saved(Saved {
-                step: self.step,
-                path: value.into(),
-                bytes: 1 << 20,
-                save_s: 0.25,
-            })),
+            "commit" => self.commit(),
             "sample" => {
                 let (prompt, text) = ("fn ".into(), "main() {}".into());
                 self.say(Body::Sample(Sample { prompt, text }));
@@ -150,6 +157,41 @@ impl Fake {
             tokens_per_s: 1234.5,
             step_s: 0.05,
         }));
+    }
+
+    /// One rank's checkpoint at the present step; the first one of an attempt records its parent.
+    fn commit(&mut self) {
+        let run = Run::open(Arc::new(RealDisk), Path::new(&self.run_dir)).unwrap();
+        let attempt = Attempt(self.attempt);
+        if run.lineage().unwrap().newest() != Some(attempt) {
+            run.record(attempt, run.candidates().unwrap().first().copied()).unwrap();
+        }
+        let plan = std::fs::read_to_string(&self.plan).unwrap();
+        let plan: TrainPlan = toml::from_str(&plan).unwrap();
+        let kinds = [Kind::Weight, Kind::ExpAvg, Kind::ExpAvgSq];
+        let tensors = tensor_list(&Inventory::new(&plan.model), &kinds);
+        let longest = tensors.iter().map(TensorEntry::elements).max().unwrap();
+        let values = vec![self.step as f32 * 0.5; longest as usize];
+        let mut pieces = Vec::new();
+        for tensor in &tensors {
+            let data = &values[..tensor.elements() as usize];
+            let of = |&kind| Piece { tensor: &tensor.name, kind, start: 0, data };
+            pieces.extend(tensor.kinds.iter().map(of));
+        }
+        let id = CheckpointId { step: Step(self.step), attempt };
+        let report = run.write_shard(id, Rank(0), &pieces, Transfer::default()).unwrap();
+        let bytes = report.entry.data_bytes;
+        let digests = digest::Digests::of(&plan);
+        let meta = Meta {
+            id,
+            digests: Digests { numerics: digests.numerics, plan: digests.plan },
+            fingerprint: [("cpu".to_string(), "fake".to_string())].into(),
+            validation_loss: None,
+            state: [("samples".to_string(), self.step.into())].into(),
+            tensors,
+        };
+        let path = run.commit(&meta, &[report]).unwrap().display().to_string();
+        self.say(Body::Saved(Saved { step: self.step, path, bytes, save_s: 0.25 }));
     }
 
     fn wait(&mut self) -> ExitCode {

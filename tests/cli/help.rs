@@ -3,14 +3,28 @@
 use crate::desk::Desk;
 use lampyris_tests::assert_golden;
 
-const SUB_COMMANDS: &[&str] = &["plan", "train", "suspend"];
+const SUB_COMMANDS: &[&str] = &[
+    "plan",
+    "train",
+    "resume",
+    "suspend",
+    "checkpoint",
+    "checkpoint list",
+    "checkpoint show",
+    "checkpoint verify",
+    "checkpoint diff",
+    "checkpoint prune",
+    "export",
+    "import",
+];
 
 #[test]
 fn help_texts_are_as_committed() {
     let desk = Desk::new("");
     let mut all = desk.run(&["--help"]).stdout;
     for sub_command in SUB_COMMANDS {
-        let help = desk.run(&[sub_command, "--help"]);
+        let words: Vec<&str> = sub_command.split(' ').chain(["--help"]).collect();
+        let help = desk.run(&words);
         assert_eq!(help.code, 0);
         all.push_str(&format!("\n----- {sub_command} -----\n{}", help.stdout));
     }

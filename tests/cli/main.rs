@@ -2,13 +2,19 @@
 //! program. Builds nothing and needs no libtorch.
 
 #[cfg(test)]
+mod checkpoint;
+#[cfg(test)]
 mod desk;
 #[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod help;
 #[cfg(test)]
+mod hugging_face;
+#[cfg(test)]
 mod plan;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod shim;
 #[cfg(test)]

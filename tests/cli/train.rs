@@ -5,7 +5,7 @@ use std::fs;
 
 #[test]
 fn a_run_from_recipe_to_report() {
-    let desk = Desk::new("log=hello ready steps=8 eval=1.25 save=checkpoints/step-8 sample finish");
+    let desk = Desk::new("log=hello ready steps=8 eval=1.25 commit sample finish");
     let ended = desk.run(&["train", &shipped("debug_llama"), "--set", "seed=7"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let run = desk.only_run();
@@ -19,6 +19,8 @@ fn a_run_from_recipe_to_report() {
         assert!(ended.stdout.contains(part), "{part:?} in\n{}", ended.stdout);
     }
     assert!(ended.stdout.contains(&format!("Run         runs/{name}")), "{}", ended.stdout);
+    let saved = format!("Checkpoint  runs/{name}/checkpoints/step-8.attempt-1");
+    assert!(ended.stdout.contains(&saved), "{}", ended.stdout);
     for part in ["data: ", "step 1/1000  loss 5.0000", "step 8: validation 1.2500 bits per byte"] {
         assert!(ended.stderr.contains(part), "{part:?} in\n{}", ended.stderr);
     }
@@ -28,6 +30,7 @@ fn a_run_from_recipe_to_report() {
     assert!(recipe.ends_with("\n# --set seed=7"), "{recipe}");
     let plan = fs::read_to_string(run.join("plan.toml")).unwrap();
     assert!(plan.contains("seed = 7"), "{plan}");
+    assert!(run.join("tokenizer/vocabulary.json").exists());
 }
 
 #[test]

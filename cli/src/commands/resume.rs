@@ -1,0 +1,115 @@
+//! `lampyris resume RUN`: a new attempt that continues from the newest good checkpoint of the run's lineage. With
+//! `--recipe` it continues under another recipe; values that may change its numbers must be named.
+
+use super::{Environment, RecipeArgs};
+use crate::error::CliError;
+use crate::prepare::{prepare, reopen};
+use crate::rank_program;
+use crate::run_dir::RunDir;
+use crate::screen;
+use crate::started_run::StartedRun;
+use lampyris_data::Dataset;
+use lampyris_plan::TrainPlan;
+use lampyris_plan::digest::{Change, changes};
+use lampyris_plan::validate::check_trainable;
+use lampyris_worker::shim::control;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Run directory
+    run: PathBuf,
+    /// Continue under this recipe instead of the run's own
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Override a value of --recipe; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "recipe")]
+    sets: Vec<String>,
+    /// Accept a change that may change the numbers of the run, by key or section; may be repeated
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    allow_change: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
+    let run = RunDir::open(&args.run)?;
+    let _lock = run.lock()?;
+    let before = run.plan()?;
+    let plan = args.plan(&before, environment)?;
+    check_trainable(&plan)?;
+    let changed = changes(&before, &plan);
+    args.refuse(&changed)?;
+    let rank_program = rank_program::find(environment.rank_program.clone())?;
+    let dataset = args.dataset(&run, &plan, &changed)?;
+    if !changed.is_empty() {
+        screen::note(format_args!(
+            "continuing under a changed recipe{}",
+            screen::changes(&changed)
+        ));
+        run.write_plan(&plan)?;
+    }
+    let checkpoints = run.checkpoints()?;
+    match checkpoints.candidates()?.first() {
+        Some(id) => screen::note(format_args!("continuing from {id}")),
+        None => screen::note("there is no checkpoint yet: starting from the beginning"),
+    }
+    let suspend = control::suspend_path(run.path());
+    control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
+    StartedRun::claim(&run, &plan, &dataset, rank_program)?.to_the_end()
+}
+
+impl Args {
+    fn plan(&self, before: &TrainPlan, environment: &Environment) -> Result<TrainPlan, CliError> {
+        match &self.recipe {
+            None => Ok(before.clone()),
+            Some(recipe) => {
+                let (recipe, sets) = (recipe.clone(), self.sets.clone());
+                RecipeArgs { recipe, sets }.load(environment)
+            }
+        }
+    }
+
+    /// Refuses numeric changes that are not named.
+    fn refuse(&self, changed: &[Change]) -> Result<(), CliError> {
+        let unnamed = |change: &&Change| change.numeric && !self.allows(&change.key);
+        let refused: Vec<Change> = changed.iter().filter(unnamed).cloned().collect();
+        if refused.is_empty() { Ok(()) } else { Err(CliError::Changed { changes: refused }) }
+    }
+
+    /// Whether `key`, its section or the list it is in is named.
+    fn allows(&self, key: &str) -> bool {
+        self.allow_change.iter().any(|allowed| {
+            let rest = key.strip_prefix(allowed.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    }
+
+    /// The text the run has read so far, unless another one is accepted.
+    fn dataset(
+        &self,
+        run: &RunDir,
+        plan: &TrainPlan,
+        changed: &[Change],
+    ) -> Result<Dataset, CliError> {
+        let of_text = |change: &Change| change.numeric && is_text(&change.key);
+        let other_text = changed.iter().any(of_text);
+        let record = run.dataset()?;
+        let kept = match &record {
+            Some(record) if !other_text => reopen(plan, record)?,
+            _ => None,
+        };
+        let dataset = kept.map_or_else(|| prepare(plan), Ok)?;
+        match record {
+            Some(record) if record.fingerprint == dataset.fingerprint() => {}
+            Some(_) if !other_text && !self.allows("data") => {
+                return Err(CliError::OtherText { run: run.path().to_path_buf() });
+            }
+            _ => run.record_dataset(&dataset)?,
+        }
+        Ok(dataset)
+    }
+}
+
+/// Whether a key of the plan says which tokens are read.
+fn is_text(key: &str) -> bool {
+    key.starts_with("data.") || key.starts_with("tokenizer.")
+}

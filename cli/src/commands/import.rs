@@ -2,7 +2,7 @@
 //! trains it, `generate` and `export` take it as it is.
 //!
 //! Sizes come from the folder, all else (text, batch, schedule, what a configuration cannot say) from the recipe. The
-//! checkpoint is an ordinary one: moments are zero and the trainer's state is empty, as before the first step.
+//! checkpoint is an ordinary one: moments are zero and nothing is consumed, as before the first step.
 
 use super::train::RunDirArgs;
 use super::{Environment, RecipeArgs};
@@ -112,7 +112,8 @@ fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliEr
         digests: Digests { numerics: digests.numerics, plan: digests.plan },
         fingerprint: Default::default(),
         validation_loss: None,
-        state: Default::default(),
+        // The trainer's progress, before anything is consumed.
+        state: ["step", "samples", "tokens"].map(|key| (key.to_string(), 0.into())).into(),
         tensors: tensor_list(inventory, &kinds),
     };
     Ok(run.commit(&meta, &[report])?)

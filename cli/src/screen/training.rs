@@ -107,7 +107,7 @@ impl TrainingView {
             false => self.step_s + ETA_WEIGHT * (step.step_s - self.step_s),
         };
         if first {
-            let style = "{bar:24} {pos}/{len}  {wide_msg}";
+            let style = "{bar:14} {pos}/{len}  {wide_msg}";
             let style = ProgressStyle::with_template(style).expect("the template is fixed");
             self.bar.set_style(style);
         }

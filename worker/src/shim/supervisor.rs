@@ -211,7 +211,7 @@ impl Supervisor {
             if let Some(what) = self.mismatch(index, ready) {
                 return self.broken(now, index, what);
             }
-        } else if !self.ranks[index].ready {
+        } else if !self.ranks[index].ready && !matches!(body, Body::Failed(_)) {
             return self.broken(now, index, "spoke before it said that it is ready".into());
         }
         let rank = &mut self.ranks[index];

@@ -267,8 +267,12 @@ fn a_rank_that_breaks_the_protocol_is_killed_at_once_and_named() {
 }
 
 #[test]
-fn a_rank_must_be_ready_before_it_speaks() {
+fn a_rank_must_be_ready_before_it_speaks_of_anything_but_its_failure() {
     let setup = ready(1).setup;
+    let mut shim = Supervisor::new(setup.clone());
+    assert!(kills(&say(&mut shim, 0, failed(Cause::Device))).is_empty());
+    exit(&mut shim, 0, 0, Exit::Code(1));
+    assert_eq!(failure(&shim).hint(), "h");
     let mut shim = Supervisor::new(setup);
     let note = Note { severity: 1, text: "hello".into() };
     assert_eq!(kills(&say(&mut shim, 0, Body::Note(note))), [0]);

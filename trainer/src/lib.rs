@@ -1,15 +1,34 @@
 //! The rank process: builds from the plan, executes step programs, updates, reports, suspends (docs/architecture.md,
 //! "The rank").
 
+pub mod batches;
+pub mod bench;
 pub mod build;
+pub mod eval;
 pub mod executor;
+pub mod failure;
+pub mod generate;
 pub mod gradients;
 pub mod init;
+pub mod link;
+pub mod machine;
+pub mod metrics;
 pub mod micro;
 pub mod optimizer;
 pub mod parity;
+pub mod sampling;
+pub mod saves;
+pub mod snapshot;
 pub mod state;
+pub mod step_metrics;
+mod tensorboard;
 pub mod trace;
+pub mod train;
+
+/// The id that `lampyris` and `lampyris-rank` must share.
+pub fn build_id() -> String {
+    lampyris_proto::build_id(lampyris_plan::train_plan::SCHEMA)
+}
 
 /// What stops a rank.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,85 @@
+//! How a rank fails: a typed cause for the shim, a hint for the person, an exit code for whoever decides about another
+//! start.
+
+use crate::Error;
+use crate::link::Link;
+use lampyris_proto::rank::{Failed, failed::Cause, from_rank::Body};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// Exit code: another start may succeed.
+const TRY_AGAIN: u8 = 75;
+/// Exit code: recipe, plan or data are wrong; never retry.
+const BAD_PLAN: u8 = 78;
+
+/// Asks the kernel to kill this process when its shim dies.
+pub fn die_with_parent() {
+    // Best effort: end-of-file on the socket ends an orphan as well.
+    set_parent_process_death_signal(Some(Signal::KILL)).ok();
+}
+
+/// Tells the shim that the deadline has passed; returns the exit code.
+pub fn deadline(link: &mut Link) -> u8 {
+    send(link, Cause::Deadline, "the deadline passed at a step boundary".into(), "");
+    TRY_AGAIN
+}
+
+/// Tells the shim why the rank fails; returns the exit code.
+pub fn report(link: &mut Link, error: &anyhow::Error) -> u8 {
+    let (cause, hint, code) = classify(error);
+    send(link, cause, format!("{error:#}"), hint);
+    code
+}
+
+fn send(link: &mut Link, cause: Cause, message: String, hint: &str) {
+    link.send(Body::Failed(Failed { cause: cause.into(), message, hint: hint.to_string() }));
+}
+
+fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<Error>() {
+            return match error {
+                Error::NotFinite { .. } => (
+                    Cause::NotFinite,
+                    "resume from the last checkpoint with a lower learning rate",
+                    1,
+                ),
+                Error::Model(lampyris_model::Error::Unsupported(_)) => {
+                    (Cause::BadPlan, "choose an architecture that this release trains", BAD_PLAN)
+                }
+                Error::Model(_) => (Cause::Device, "", 1),
+            };
+        }
+        if cause.is::<lampyris_data::Error>() {
+            return (Cause::Data, "prepare the data again: remove its cache folder", BAD_PLAN);
+        }
+        if let Some(error) = cause.downcast_ref::<lampyris_checkpoint::Error>() {
+            use lampyris_checkpoint::Error as E;
+            let storage =
+                matches!(error, E::DiskFull { .. } | E::NotWritable { .. } | E::Io { .. });
+            return match storage {
+                true => (Cause::Storage, "free space or mend the disk, then resume", TRY_AGAIN),
+                false => (Cause::Checkpoint, "", 1),
+            };
+        }
+        if cause.is::<std::io::Error>() {
+            return (Cause::Storage, "free space or mend the disk, then resume", TRY_AGAIN);
+        }
+    }
+    (Cause::Internal, "", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_found_below_their_context() {
+        let full = std::io::Error::from_raw_os_error(28);
+        let error = Err::<(), _>(full).context("writing metrics").expect_err("an error");
+        assert_eq!(classify(&error).0, Cause::Storage);
+        assert_eq!(classify(&error).2, 75);
+        let error = anyhow::Error::from(Error::NotFinite { step: 3, what: "loss".into() });
+        assert_eq!(classify(&error).0, Cause::NotFinite);
+    }
+}

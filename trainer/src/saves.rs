@@ -1,0 +1,133 @@
+//! When a rank saves, and what it tells the shim about it. The writing itself happens in the background
+//! (`checkpoint::Saver`).
+
+use crate::build::Rank;
+use crate::link::Link;
+use crate::{machine, snapshot};
+use anyhow::{Context, Result};
+use lampyris_checkpoint::tensors::TensorEntry;
+use lampyris_checkpoint::{
+    Busy, CheckpointId, Digests, Meta, Retention, Run, Saved, Saver, Slot, Snapshot, Transfer,
+    one_rank,
+};
+use lampyris_plan::train_plan::CheckpointPlan;
+use lampyris_plan::{Attempt, Step, TrainPlan};
+use lampyris_proto::rank::{self, from_rank::Body};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// The saves of one attempt.
+pub struct Saves {
+    saver: Saver,
+    attempt: Attempt,
+    policy: CheckpointPlan,
+    digests: Digests,
+    fingerprint: BTreeMap<String, String>,
+    tensors: Vec<TensorEntry>,
+    slots: Arc<[Slot]>,
+    last: Instant,
+    last_step: Option<u64>,
+    /// Validation loss and the step at which it was measured.
+    pub validation_loss: Option<(u64, f64)>,
+}
+
+impl Saves {
+    /// Saves of `rank` into `run`.
+    pub fn new(run: Run, attempt: Attempt, plan: &TrainPlan, rank: &Rank, device: Device) -> Saves {
+        let digests = lampyris_plan::digest::Digests::of(plan);
+        let retention =
+            Retention { last: plan.checkpoint.keep.max(1), every_steps: 0, best: false };
+        let first = lampyris_plan::Rank(0);
+        Saves {
+            saver: Saver::new(run, first, Transfer::default(), Some(retention), one_rank()),
+            attempt,
+            policy: plan.checkpoint.clone(),
+            digests: Digests { numerics: digests.numerics, plan: digests.plan },
+            fingerprint: machine::fingerprint(device),
+            tensors: snapshot::tensors(&rank.network.inventory),
+            slots: snapshot::slots(&rank.state, &rank.network.inventory),
+            last: Instant::now(),
+            last_step: None,
+            validation_loss: None,
+        }
+    }
+
+    /// Saves if a period has passed; leaves it out while another save is in flight. `at_end`: the final save follows.
+    pub fn periodic(&mut self, rank: &Rank, link: &mut Link, at_end: bool) -> Result<()> {
+        self.reap(link)?;
+        let step = rank.state.progress.step;
+        let by_step = self.policy.every_steps > 0 && step.is_multiple_of(self.policy.every_steps);
+        let period = Duration::from_secs(self.policy.every_s);
+        let by_time = self.policy.every_s > 0 && self.last.elapsed() >= period;
+        if at_end && self.policy.at_end || !(by_step || by_time) {
+            return Ok(());
+        }
+        // A step period is a promise, a time period a wish.
+        self.begin(rank, link, if by_step { Busy::Wait } else { Busy::Skip })
+    }
+
+    /// Saves and waits until it is committed; nothing to do if this step is committed already.
+    pub fn now(&mut self, rank: &Rank, link: &mut Link) -> Result<()> {
+        if self.last_step != Some(rank.state.progress.step) {
+            let what = "saving".to_string();
+            link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
+            self.begin(rank, link, Busy::Wait)?;
+        }
+        self.drain(link)
+    }
+
+    /// Waits for the save in flight.
+    pub fn drain(&mut self, link: &mut Link) -> Result<()> {
+        match self.saver.wait() {
+            Some(outcome) => announce(link, outcome),
+            None => Ok(()),
+        }
+    }
+
+    fn reap(&mut self, link: &mut Link) -> Result<()> {
+        match self.saver.poll() {
+            Some(outcome) => announce(link, outcome),
+            None => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, rank: &Rank, link: &mut Link, busy: Busy) -> Result<()> {
+        let (buffers, ended) = self.saver.buffers(busy);
+        if let Some(outcome) = ended {
+            announce(link, outcome)?;
+        }
+        let Some(mut buffers) = buffers else { return Ok(()) };
+        snapshot::copy_out(&rank.state, &rank.network.inventory, &mut buffers)?;
+        let step = rank.state.progress.step;
+        let measured = self.validation_loss.filter(|(at, _)| *at == step);
+        let meta = Meta {
+            id: CheckpointId { step: Step(step), attempt: self.attempt },
+            digests: self.digests.clone(),
+            fingerprint: self.fingerprint.clone(),
+            validation_loss: measured.map(|(_, loss)| loss),
+            state: snapshot::progress_to_state(rank.state.progress),
+            tensors: self.tensors.clone(),
+        };
+        let slots = Arc::clone(&self.slots);
+        if let Some(outcome) = self.saver.begin(Snapshot { meta, slots, buffers }) {
+            announce(link, outcome)?;
+        }
+        self.last = Instant::now();
+        self.last_step = Some(step);
+        Ok(())
+    }
+}
+
+fn announce(link: &mut Link, outcome: lampyris_checkpoint::Result<Saved>) -> Result<()> {
+    let saved = outcome.context("saving a checkpoint")?;
+    let path = saved.committed.map(|path| path.display().to_string()).unwrap_or_default();
+    link.send(Body::Saved(rank::Saved {
+        step: saved.id.step.0,
+        path,
+        bytes: saved.bytes,
+        save_s: saved.write_time.as_secs_f64(),
+    }));
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! `train`: the step loop of one rank. Reads top to bottom: set up, load, then per step suspend?, batch, program, report,
+//! evaluate, save; at the end the final evaluation, a checkpoint, a sample.
+
+use crate::batches::Batches;
+use crate::build::Rank;
+use crate::eval::{self, Evaluation};
+use crate::executor::{StepInput, StepReport};
+use crate::link::Link;
+use crate::saves::Saves;
+use crate::step_metrics::StepMetrics;
+use crate::trace::Clock;
+use crate::{machine, sampling, snapshot};
+use anyhow::{Context, Result};
+use lampyris_checkpoint::{CheckpointId, Run, disk::RealDisk};
+use lampyris_data::Dataset;
+use lampyris_plan::program::{self, Program};
+use lampyris_plan::{Attempt, Step, TrainPlan, lr};
+use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tch::Device;
+
+/// What the shim starts a rank with.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// plan.toml of the run.
+    #[arg(long)]
+    pub plan: PathBuf,
+    /// Prepared data.
+    #[arg(long)]
+    pub dataset: PathBuf,
+    /// Run directory.
+    #[arg(long)]
+    pub run_dir: PathBuf,
+    /// This rank.
+    #[arg(long)]
+    pub rank: u64,
+    /// Ranks of the run.
+    #[arg(long)]
+    pub world: u64,
+    /// Attempt of the run.
+    #[arg(long)]
+    pub attempt: u64,
+    /// Socket to the shim.
+    #[arg(long)]
+    pub socket_fd: i32,
+}
+
+/// How a rank ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All steps are done.
+    Finished,
+    /// Stopped after a complete commit.
+    Suspended {
+        /// Exit 86 instead of 85.
+        stay_stopped: bool,
+    },
+    /// The deadline passed at a step boundary.
+    Deadline,
+}
+
+/// Reads the plan that the command line wrote.
+pub fn read_plan(path: &std::path::Path) -> Result<TrainPlan> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a plan", path.display()))
+}
+
+/// Runs the rank to its end.
+pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> {
+    let device = machine::set_up(plan, usize::try_from(options.rank)?, plan.parallel.data)?;
+    link.send(Body::Ready(rank::Ready {
+        rank: options.rank,
+        attempt: options.attempt,
+        pid: std::process::id(),
+        build_id: crate::build_id(),
+        threads: u32::try_from(tch::get_num_threads())?,
+        device: machine::device_name(device),
+    }));
+    let dataset = Dataset::open(&options.dataset)?;
+    dataset.check_vocabulary(plan.model.vocab_size)?;
+    let run = Run::open(Arc::new(RealDisk), &options.run_dir)?;
+    let mut trainer = Trainer::load(options, plan, &dataset, run, device, link)?;
+    let end = trainer.steps()?;
+    if end == End::Finished {
+        trainer.finish()?;
+    }
+    Ok(end)
+}
+
+struct Trainer<'a> {
+    plan: &'a TrainPlan,
+    dataset: &'a Dataset,
+    link: &'a mut Link,
+    rank: Rank,
+    batches: Batches,
+    saves: Saves,
+    metrics: StepMetrics,
+    device: Device,
+    program: Option<Program>,
+    total_steps: u64,
+    train_s: f64,
+}
+
+impl<'a> Trainer<'a> {
+    fn load(
+        options: &Options,
+        plan: &'a TrainPlan,
+        dataset: &'a Dataset,
+        run: Run,
+        device: Device,
+        link: &'a mut Link,
+    ) -> Result<Trainer<'a>> {
+        let mut rank = Rank::of_plan(plan, device)?;
+        let attempt = Attempt(options.attempt);
+        load_state(&mut rank, plan, &run, attempt, link)?;
+        let depths = rank.network.graph.depths();
+        let batches = Batches::new(dataset, plan, depths, device)?;
+        let tokenizer = options.run_dir.join("tokenizer");
+        if !tokenizer.exists() {
+            dataset.tokenizer().save(&tokenizer)?;
+        }
+        let peak = machine::peak_flops(plan.compute, device);
+        let metrics = StepMetrics::open(&options.run_dir, options.attempt, plan, peak)?;
+        let saves = Saves::new(run, attempt, plan, &rank, device);
+        Ok(Trainer {
+            plan,
+            dataset,
+            link,
+            rank,
+            batches,
+            saves,
+            metrics,
+            device,
+            program: None,
+            total_steps: lr::steps(plan),
+            train_s: 0.0,
+        })
+    }
+
+    /// Steps until the plan's tokens are consumed, a suspend is asked for, or the deadline passes.
+    fn steps(&mut self) -> Result<End> {
+        while self.rank.state.progress.step < self.total_steps {
+            if let Some(stay_stopped) = self.link.suspend() {
+                return self.suspend(stay_stopped);
+            }
+            if self.link.past_deadline() {
+                return Ok(End::Deadline);
+            }
+            self.step()?;
+            let step = self.rank.state.progress.step;
+            let every = self.plan.eval.every_steps;
+            if every > 0 && step.is_multiple_of(every) && step < self.total_steps {
+                self.evaluate(self.plan.eval.tokens, false)?;
+            }
+            self.saves.periodic(&self.rank, self.link, step == self.total_steps)?;
+        }
+        Ok(End::Finished)
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let before = self.rank.state.progress;
+        let sequences = lr::sequences_at(self.plan, before.tokens);
+        let micro_batch = self.plan.batch.micro_batch;
+        let data = self.batches.step(before, sequences, micro_batch);
+        let step_tokens = (sequences * self.plan.batch.sequence_length) as u64;
+        let valid: usize = data.iter().map(|batch| batch.valid_targets(0)).sum();
+        let depths = self.rank.network.graph.depths();
+        let input = StepInput {
+            batches: data.iter().map(|batch| self.batches.upload(batch)).collect(),
+            loss_scales: loss_scales(self.plan, before.tokens, valid, depths),
+            balance_scale: 1.0 / sequences as f64,
+            lr: lr::learning_rate(&self.plan.schedule, before.tokens + step_tokens),
+            bias_speed: lr::bias_update_speed(self.plan, before.tokens),
+        };
+        let program = self.program(input.batches.len());
+        let optimizer = &self.plan.optimizer;
+        let report = self.rank.executor(optimizer, &mut Clock::default()).run(&program, &input)?;
+        self.program = Some(program);
+
+        let progress = &mut self.rank.state.progress;
+        progress.step += 1;
+        progress.samples += sequences as u64;
+        progress.tokens += step_tokens;
+        let step_s = started.elapsed().as_secs_f64();
+        self.train_s += step_s;
+        self.report(&report, &input, valid, step_tokens, step_s)
+    }
+
+    /// The step program for this many micro-batches; the last one is kept, since it changes only during a batch ramp.
+    fn program(&mut self, micro_batches: usize) -> Program {
+        match self.program.take() {
+            Some(program) if program.micro_batches == micro_batches => program,
+            _ => {
+                let network = &self.rank.network;
+                let (graph, inventory) = (&network.graph, &network.inventory);
+                let leaves = self.plan.batch.leaves;
+                let buckets = &self.rank.state.buckets;
+                program::sequential(graph, inventory, buckets, micro_batches, leaves)
+            }
+        }
+    }
+
+    fn report(
+        &mut self,
+        report: &StepReport,
+        input: &StepInput,
+        valid: usize,
+        step_tokens: u64,
+        step_s: f64,
+    ) -> Result<()> {
+        let progress = self.rank.state.progress;
+        let norm = report.grad_norm.map_or(0.0, |g| g.norm);
+        let loss = report.loss_sums[0] / valid as f64;
+        self.link.send(Body::StepDone(rank::StepDone {
+            step: progress.step,
+            total_steps: self.total_steps,
+            tokens: progress.tokens,
+            loss,
+            lr: input.lr,
+            grad_norm: norm,
+            tokens_per_s: step_tokens as f64 / step_s,
+            step_s,
+        }));
+        let every = self.plan.output.log_every_steps;
+        if every > 0 && progress.step.is_multiple_of(every) || progress.step == self.total_steps {
+            let epochs = self.batches.epochs(progress);
+            let speed = (step_tokens, step_s);
+            self.metrics.step(progress, report, input, valid, speed, epochs)?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, tokens: u64, is_final: bool) -> Result<Evaluation> {
+        let windows = self.dataset.validation(self.plan.batch.sequence_length, tokens);
+        let rows = self.plan.batch.micro_batch;
+        let link = &mut self.link;
+        let mut last = Instant::now();
+        let result =
+            eval::evaluate(&self.rank.reader(), &windows, rows, self.device, |done, total| {
+                if last.elapsed().as_secs_f64() > 0.5 {
+                    last = Instant::now();
+                    let what = "evaluating".to_string();
+                    link.send(Body::Operation(rank::Operation { what, done, total }));
+                }
+            })?;
+        let step = self.rank.state.progress.step;
+        self.metrics.evaluation(step, &result)?;
+        self.saves.validation_loss = Some((step, result.nats_per_token));
+        self.link.send(Body::Evaluated(rank::Evaluated {
+            step,
+            nats_per_token: result.nats_per_token,
+            bits_per_byte: result.bits_per_byte,
+            tokens: result.tokens,
+            bytes: result.bytes,
+            is_final,
+        }));
+        Ok(result)
+    }
+
+    fn suspend(&mut self, stay_stopped: bool) -> Result<End> {
+        self.saves.now(&self.rank, self.link)?;
+        let step = self.rank.state.progress.step;
+        self.link.send(Body::Suspended(rank::Suspended { step, stay_stopped }));
+        Ok(End::Suspended { stay_stopped })
+    }
+
+    /// Final checkpoint first: an evaluation must not be able to lose the weights.
+    fn finish(&mut self) -> Result<()> {
+        if self.plan.checkpoint.at_end {
+            self.saves.now(&self.rank, self.link)?;
+        }
+        self.saves.drain(self.link)?;
+        self.evaluate(self.plan.eval.final_tokens, true)?;
+        self.sample()?;
+        let progress = self.rank.state.progress;
+        self.link.send(Body::Finished(rank::Finished {
+            step: progress.step,
+            tokens: progress.tokens,
+            train_s: self.train_s,
+        }));
+        Ok(())
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        let output = &self.plan.output;
+        if output.sample_prompt.is_empty() || output.sample_tokens == 0 {
+            return Ok(());
+        }
+        let tokenizer = self.dataset.tokenizer();
+        let encoded = tokenizer.encode(&output.sample_prompt)?;
+        let mut tokens: Vec<i64> = encoded.into_iter().map(i64::from).collect();
+        if tokens.is_empty() {
+            tokens.push(i64::from(tokenizer.end_of_document()));
+        }
+        let sampling = sampling::Sampling { temperature: 0.8, top_p: 0.95, seed: self.plan.seed };
+        let mut decoder = tokenizer.decoder();
+        let mut text = String::new();
+        let end = i64::from(tokenizer.end_of_document());
+        let window = self.plan.batch.sequence_length;
+        let each = |token: i64| {
+            let piece = u32::try_from(token).ok().and_then(|token| decoder.push(token).ok());
+            text += &piece.unwrap_or_default();
+            token != end
+        };
+        let count = output.sample_tokens;
+        let reader = self.rank.reader();
+        sampling::continue_tokens(
+            &reader,
+            &mut tokens,
+            count,
+            window,
+            sampling,
+            self.device,
+            each,
+        )?;
+        text += &decoder.finish()?;
+        let prompt = output.sample_prompt.clone();
+        self.link.send(Body::Sample(rank::Sample { prompt, text }));
+        Ok(())
+    }
+}
+
+/// Factors of the summed losses: 1 / (valid tokens of the global batch); MTP lambda / D over the same tokens
+/// (DeepSeek-V3, formulas 24 and 25).
+pub fn loss_scales(plan: &TrainPlan, tokens: u64, valid: usize, depths: usize) -> Vec<f64> {
+    let mtp = lr::mtp_loss_weight(plan, tokens) / (depths - 1).max(1) as f64;
+    let weight = |depth: usize| if depth == 0 { 1.0 } else { mtp };
+    (0..depths).map(|depth| weight(depth) / valid.max(1) as f64).collect()
+}
+
+/// The newest good checkpoint of the lineage, or initial weights.
+fn load_state(
+    rank: &mut Rank,
+    plan: &TrainPlan,
+    run: &Run,
+    attempt: Attempt,
+    link: &mut Link,
+) -> Result<()> {
+    let what = "reading the checkpoint".to_string();
+    link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
+    let Rank { network, state, .. } = rank;
+    let loaded = run.load_latest(|reader| {
+        snapshot::load(state, &network.inventory, reader)?;
+        Ok(reader.manifest().clone())
+    })?;
+    for bad in &loaded.quarantined {
+        note(link, format!("checkpoint {} is damaged and was set aside: {}", bad.id, bad.problem));
+    }
+    let parent: Option<CheckpointId> = match loaded.found {
+        Some((id, manifest)) => {
+            state.progress = snapshot::progress_from_state(&manifest.state)?;
+            let here = machine::fingerprint(state.arrays[0].master.device());
+            if manifest.fingerprint != here {
+                note(
+                    link,
+                    format!(
+                        "the checkpoint was written on another machine ({:?}, here {here:?}): training goes on, equal bits are not promised",
+                        manifest.fingerprint
+                    ),
+                );
+            }
+            Some(id)
+        }
+        None => {
+            initialize(rank, plan)?;
+            None
+        }
+    };
+    run.record(attempt, parent)?;
+    debug_assert_eq!(parent.map_or(Step(0), |id| id.step).0, rank.state.progress.step);
+    Ok(())
+}
+
+fn initialize(rank: &mut Rank, plan: &TrainPlan) -> Result<()> {
+    rank.state.initialize(&rank.network.inventory, plan.seed);
+    Ok(())
+}
+
+fn note(link: &mut Link, text: String) {
+    link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
+}

@@ -120,6 +120,7 @@ impl<'a> Trainer<'a> {
         let batches = Batches::new(dataset, plan, depths, device)?;
         let tokenizer = options.run_dir.join("tokenizer");
         if !tokenizer.exists() {
+            std::fs::create_dir(&tokenizer)?;
             dataset.tokenizer().save(&tokenizer)?;
         }
         let peak = machine::peak_flops(plan.compute, device);

@@ -54,8 +54,13 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         tokens.push(i64::from(tokenizer.end_of_document()));
     }
     write!(out, "{}", options.prompt)?;
-    let sampling =
-        Sampling { temperature: options.temperature, top_p: options.top_p, seed: options.seed };
+    let sampling = Sampling {
+        temperature: options.temperature,
+        top_p: options.top_p,
+        seed: options.seed,
+        count: options.tokens,
+        window,
+    };
     let (mut decoder, mut failed) = (tokenizer.decoder(), None);
     let end = i64::from(tokenizer.end_of_document());
     let device = rank.state.arrays[0].master.device();
@@ -69,15 +74,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         token != end && failed.is_none()
     };
     let reader = rank.reader();
-    sampling::continue_tokens(
-        &reader,
-        &mut tokens,
-        options.tokens,
-        window,
-        sampling,
-        device,
-        each,
-    )?;
+    sampling::continue_tokens(&reader, &mut tokens, sampling, device, each)?;
     if let Some(error) = failed {
         return Err(error);
     }

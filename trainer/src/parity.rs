@@ -223,7 +223,7 @@ impl Comparison {
         let fresh = Worst { count: 0, tensor: name.to_string(), error };
         let worst = self.worst.entry(kind.to_string()).or_insert_with(|| fresh.clone());
         worst.count += 1;
-        if !(error <= worst.error) {
+        if error.is_nan() || error > worst.error {
             (worst.tensor, worst.error) = (fresh.tensor, fresh.error);
         }
     }

@@ -14,21 +14,22 @@ pub struct Sampling {
     pub top_p: f64,
     /// Seed of the draws.
     pub seed: u64,
+    /// Tokens to write at most.
+    pub count: usize,
+    /// Tokens the model sees at once.
+    pub window: usize,
 }
 
-/// Continues `tokens` by up to `count` tokens; sees at most the last `window`. `each` gets every new token and says
-/// whether to go on.
+/// Continues `tokens`; `each` gets every new token and says whether to go on.
 pub fn continue_tokens(
     reader: &Reader<'_>,
     tokens: &mut Vec<i64>,
-    count: usize,
-    window: usize,
     sampling: Sampling,
     device: Device,
     mut each: impl FnMut(i64) -> bool,
 ) -> Result<()> {
-    for n in 0..count {
-        let seen = &tokens[tokens.len().saturating_sub(window)..];
+    for n in 0..sampling.count {
+        let seen = &tokens[tokens.len().saturating_sub(sampling.window)..];
         let mut row = seen.to_vec();
         row.push(0); // no target is looked at
         let batch = MicroBatch::new(&row, seen.len(), 1, |_, _| false, device);
@@ -88,7 +89,7 @@ mod tests {
         let count = |top_p: f64, temperature: f64| {
             let mut counts = [0usize; 4];
             for n in 0..4000 {
-                let sampling = Sampling { temperature, top_p, seed: 5 };
+                let sampling = Sampling { temperature, top_p, seed: 5, count: 1, window: 1 };
                 counts[usize::try_from(draw(&logits, sampling, n)).expect("a token")] += 1;
             }
             counts

@@ -39,7 +39,7 @@ impl StepMetrics {
         })
     }
 
-    /// One step. `speed` is (tokens, seconds).
+    /// One step. `data` is (valid targets, epochs passed), `speed` is (tokens, seconds).
     ///
     /// # Errors
     /// The disk refuses.
@@ -48,12 +48,11 @@ impl StepMetrics {
         progress: Progress,
         report: &StepReport,
         input: &StepInput,
-        valid: usize,
+        data: (usize, f64),
         speed: (u64, f64),
-        epochs: f64,
     ) -> io::Result<()> {
         let tokens_per_s = speed.0 as f64 / speed.1;
-        let valid = valid.max(1) as f64;
+        let (valid, epochs) = (data.0.max(1) as f64, data.1);
         let mut line = Map::new();
         let mut put = |key: &str, value: Value| line.insert(key.to_string(), value);
         put("step", json!(progress.step));

@@ -231,7 +231,7 @@ impl<'a> Trainer<'a> {
         if every > 0 && progress.step.is_multiple_of(every) || progress.step == self.total_steps {
             let epochs = self.batches.epochs(progress);
             let speed = (step_tokens, step_s);
-            self.metrics.step(progress, report, input, valid, speed, epochs)?;
+            self.metrics.step(progress, report, input, (valid, epochs), speed)?;
         }
         Ok(())
     }
@@ -298,27 +298,23 @@ impl<'a> Trainer<'a> {
         if tokens.is_empty() {
             tokens.push(i64::from(tokenizer.end_of_document()));
         }
-        let sampling = sampling::Sampling { temperature: 0.8, top_p: 0.95, seed: self.plan.seed };
+        let sampling = sampling::Sampling {
+            temperature: 0.8,
+            top_p: 0.95,
+            seed: self.plan.seed,
+            count: output.sample_tokens,
+            window: self.plan.batch.sequence_length,
+        };
         let mut decoder = tokenizer.decoder();
         let mut text = String::new();
         let end = i64::from(tokenizer.end_of_document());
-        let window = self.plan.batch.sequence_length;
         let each = |token: i64| {
             let piece = u32::try_from(token).ok().and_then(|token| decoder.push(token).ok());
             text += &piece.unwrap_or_default();
             token != end
         };
-        let count = output.sample_tokens;
         let reader = self.rank.reader();
-        sampling::continue_tokens(
-            &reader,
-            &mut tokens,
-            count,
-            window,
-            sampling,
-            self.device,
-            each,
-        )?;
+        sampling::continue_tokens(&reader, &mut tokens, sampling, self.device, each)?;
         text += &decoder.finish()?;
         let prompt = output.sample_prompt.clone();
         self.link.send(Body::Sample(rank::Sample { prompt, text }));

@@ -12,16 +12,19 @@ now_ms() { date +%s%3N; }
 recipe=${1:-recipes/quickstart.toml}
 began=$(now_ms)
 
-missing=()
-for pair in g++:g++ make:make python3:python3; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-done
-if command -v python3 >/dev/null && ! python3 -m pip --version >/dev/null 2>&1; then
-    missing+=(python3-pip)
-fi
-((${#missing[@]} == 0)) || fail "missing: ${missing[*]}; on Debian: apt-get install ${missing[*]}"
 command -v cargo >/dev/null ||
     fail "cargo is missing; install Rust from https://rustup.rs, then open a new shell or run: . \"\$HOME/.cargo/env\""
+needed="g++ make"
+# python3 and pip fetch libtorch, unless one is given.
+[ -n "${LIBTORCH:-}" ] || needed+=" python3"
+missing=()
+for program in $needed; do
+    command -v "$program" >/dev/null || missing+=("$program")
+done
+if [[ $needed == *python3 && " ${missing[*]} " != *" python3 "* ]]; then
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+fi
+((${#missing[@]} == 0)) || fail "missing: ${missing[*]}; on Debian: apt-get install ${missing[*]}"
 
 # Two statements: the exit code of a command substitution in an export is lost.
 LIBTORCH=$(scripts/libtorch.sh)

@@ -41,7 +41,7 @@ fn the_version_names_the_build_that_both_programs_share() {
 #[test]
 fn what_computes_is_handed_to_the_rank_program_with_its_exit_code() {
     let desk = Desk::new("").with("FAKE_EXIT", "3");
-    for sub_command in ["generate", "parity", "bench", "validate"] {
+    for sub_command in ["generate", "parity", "bench"] {
         let ended = desk.run(&[sub_command, "a b", "--prompt", "--help", "-x"]);
         assert_eq!(ended.stdout, format!("{sub_command} a b --prompt --help -x\n"));
         assert_eq!(ended.code, 3);

@@ -14,6 +14,8 @@ mod hugging_face;
 #[cfg(test)]
 mod plan;
 #[cfg(test)]
+mod quickstart;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod shim;

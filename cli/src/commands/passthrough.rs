@@ -1,4 +1,4 @@
-//! `generate`, `parity`, `bench` and `validate` compute, so `lampyris-rank` does them: same sub-command, same arguments,
+//! `generate`, `parity` and `bench` compute, so `lampyris-rank` does them: same sub-command, same arguments,
 //! same terminal, same exit code.
 
 use crate::error::CliError;

@@ -10,6 +10,7 @@ use lampyris_proto::{Attempt, Rank};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::flag::register_conditional_default;
 use signal_hook::iterator::backend::{Handle as SignalHandle, SignalDelivery};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -139,12 +141,16 @@ pub struct Service {
     backlog: VecDeque<Event>,
 }
 
-/// Gives the signals back to the process when dropped.
-struct SignalGuard(SignalHandle);
+/// When dropped, the signals end the process again, as they did before.
+struct SignalGuard {
+    handle: SignalHandle,
+    ended: Arc<AtomicBool>,
+}
 
 impl Drop for SignalGuard {
     fn drop(&mut self) {
-        self.0.close();
+        self.handle.close();
+        self.ended.store(true, Ordering::Relaxed);
     }
 }
 
@@ -172,13 +178,18 @@ impl Options {
 }
 
 fn take_signals() -> Result<(Signals, SignalGuard), ShimError> {
-    let pair = || {
+    const TAKEN: [i32; 3] = [SIGTERM, SIGUSR2, SIGINT];
+    let take = || {
+        let ended = Arc::new(AtomicBool::new(false));
+        for signal in TAKEN {
+            register_conditional_default(signal, Arc::clone(&ended))?;
+        }
         let (read, write) = UnixStream::pair()?;
-        SignalDelivery::with_pipe(read, write, SignalOnly, [SIGTERM, SIGUSR2, SIGINT])
+        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, TAKEN)?;
+        let guard = SignalGuard { handle: signals.handle(), ended };
+        Ok((signals, guard))
     };
-    let signals = pair().map_err(ShimError::Signals)?;
-    let guard = SignalGuard(signals.handle());
-    Ok((signals, guard))
+    take().map_err(ShimError::Signals)
 }
 
 impl Service {

@@ -32,7 +32,7 @@ export LIBTORCH
 export LAMPYRIS_CACHE=${LAMPYRIS_CACHE:-$HOME/.cache/lampyris}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$LAMPYRIS_CACHE/target}
 say "building (the first time takes minutes)"
-cargo build --quiet -p lampyris-cli -p lampyris-trainer --bins ||
+cargo build --quiet --workspace --bins ||
     fail "the build failed, see above; the compiler is $(cargo --version), Rust 1.95 or later is needed"
 set_up=$(($(now_ms) - began))
 say "set-up took $(seconds "$set_up")"

@@ -5,7 +5,8 @@
 
 use crate::disk::{Access, Disk};
 use crate::error::{Error, Result};
-use crate::format::{CheckpointId, Digests, FORMAT, MANIFEST_FILE, Manifest, seal};
+use crate::format::{CheckpointId, Digests, FORMAT, MANIFEST_FILE, Manifest};
+use crate::format::{data_file, index_file, seal};
 use crate::shard::{ShardReport, write_small};
 use crate::tensors::{Kind, TensorEntry};
 use lampyris_plan::Attempt;
@@ -131,6 +132,7 @@ impl Run {
             return Err(Error::Incomplete { problem });
         }
         check_complete(&meta.tensors, reports)?;
+        self.check_files(id, reports)?;
         let parent = self.check_current(id.attempt)?;
         let mut shards: Vec<_> = reports.iter().map(|report| report.entry.clone()).collect();
         shards.sort_by_key(|shard| shard.rank);
@@ -159,6 +161,36 @@ impl Run {
         let all = self.checkpoints_dir();
         self.disk.sync_dir(&all).map_err(|e| Error::io("syncing", &all, e))?;
         Ok(target)
+    }
+
+    /// The files of all ranks are where this rank is about to commit them.
+    fn check_files(&self, id: CheckpointId, reports: &[ShardReport]) -> Result<()> {
+        let dir = self.temporary_path(id);
+        for ShardReport { entry, .. } in reports {
+            let files = [
+                (data_file(entry.rank), entry.data_bytes),
+                (index_file(entry.rank), entry.index_bytes),
+            ];
+            for (name, bytes) in files {
+                let path = dir.join(name);
+                let found = self.disk.open(&path, Access::Plain).and_then(|file| file.length());
+                match found {
+                    Ok(found) if found == bytes => {}
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(Error::io("reading", &path, e));
+                    }
+                    _ => {
+                        let problem = format!(
+                            "{}, which rank {} wrote, is missing or short here; do all nodes see the same run directory?",
+                            path.display(),
+                            entry.rank
+                        );
+                        return Err(Error::Incomplete { problem });
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what a failed save left, as far as it can be removed.

@@ -7,11 +7,13 @@ use super::import::duplicates;
 use super::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, config};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Result};
+use crate::read::Reader;
+use crate::tensors::Kind;
 use lampyris_plan::{Inventory, ModelSpec};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Elements asked for at a time: 4 MiB of fp32.
@@ -125,6 +127,21 @@ pub fn export(
         remove_all(disk, &temporary);
     }
     done
+}
+
+/// A source for [`export`]: the master weights of a checkpoint.
+pub fn from_checkpoint(reader: &Reader) -> impl FnMut(&str, usize, &mut [f32]) -> Result<()> {
+    let biases: HashSet<&str> = reader
+        .manifest()
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.kinds.contains(&Kind::GateBias))
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    move |name, first, out| {
+        let kind = if biases.contains(name) { Kind::GateBias } else { Kind::Weight };
+        reader.read(name, kind, first as u64, out)
+    }
 }
 
 /// Parent folder and last name of the target.

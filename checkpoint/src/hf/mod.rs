@@ -12,7 +12,7 @@ mod golden;
 mod import;
 mod keys;
 
-pub use export::{Exported, Options, StorageType, export};
+pub use export::{Exported, Options, StorageType, export, from_checkpoint};
 pub use folder::Folder;
 pub use golden::Golden;
 pub use import::Import;

@@ -1,6 +1,7 @@
 //! A small invented model, its values as a function of (tensor, kind, element, step), and random layouts of it.
 
-use lampyris_checkpoint::disk::RealDisk;
+use super::crash_disk::CrashDisk;
+use lampyris_checkpoint::disk::{Disk, RealDisk};
 use lampyris_checkpoint::format::FORMAT;
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
@@ -8,7 +9,7 @@ use lampyris_checkpoint::{
 };
 use lampyris_plan::{Attempt, Rank, Step};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Small chunks, so that a few kilobytes are many chunks; one thread, so that operations have one order.
@@ -163,6 +164,16 @@ pub(crate) fn new_run() -> (tempfile::TempDir, Run) {
     assert_eq!(run.claim_next().unwrap(), Attempt(1));
     run.record(Attempt(1), None).unwrap();
     (dir, run)
+}
+
+/// The same on a disk in memory, for tests that save much and damage nothing.
+pub(crate) fn run_in_memory() -> Run {
+    let disk = CrashDisk::new();
+    disk.create_dir(Path::new("/run")).unwrap();
+    let run = Run::open(Arc::new(disk), Path::new("/run")).unwrap();
+    assert_eq!(run.claim_next().unwrap(), Attempt(1));
+    run.record(Attempt(1), None).unwrap();
+    run
 }
 
 pub(crate) fn open(run: &Run, id: CheckpointId) -> Result<Reader> {

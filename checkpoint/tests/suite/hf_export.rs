@@ -1,10 +1,13 @@
 //! Writing folders: what is exported imports again with the same values.
 
+use super::fixture::{SMALL, id, meta, new_run, open};
 use super::{CASES, oracle};
-use lampyris_checkpoint::Error;
 use lampyris_checkpoint::disk::RealDisk;
-use lampyris_checkpoint::hf::{Exported, Folder, Import, Options, StorageType, config, export};
-use lampyris_plan::ModelSpec;
+use lampyris_checkpoint::hf::{Exported, Folder, Import, Options, StorageType};
+use lampyris_checkpoint::hf::{config, export, from_checkpoint};
+use lampyris_checkpoint::tensors::tensor_list;
+use lampyris_checkpoint::{Error, Kind, Meta, Piece};
+use lampyris_plan::{ModelSpec, Rank};
 use std::path::Path;
 
 fn names(dir: &Path) -> Vec<String> {
@@ -51,6 +54,31 @@ fn an_exported_folder_imports_with_equal_bits() {
             }
         }
         assert_eq!(names(dir.path()), ["one", "several"]);
+    }
+}
+
+#[test]
+fn a_checkpoint_is_exported_without_its_moments() {
+    let folder = Folder::open(&oracle("deepseek_v3")).unwrap();
+    let import = Import::new(folder).unwrap();
+    let tensors = tensor_list(&import.inventory, &[Kind::Weight]);
+    let values: Vec<_> =
+        tensors.iter().map(|entry| import.folder().tensor(&entry.name).unwrap().1).collect();
+    let pieces: Vec<Piece<'_>> = tensors
+        .iter()
+        .zip(&values)
+        .map(|(entry, data)| Piece { tensor: &entry.name, kind: entry.kinds[0], start: 0, data })
+        .collect();
+    let (dir, run) = new_run();
+    let report = run.write_shard(id(1, 1), Rank(0), &pieces, SMALL).unwrap();
+    run.commit(&Meta { tensors: tensors.clone(), ..meta(id(1, 1)) }, &[report]).unwrap();
+    let reader = open(&run, id(1, 1)).unwrap();
+    let target = dir.path().join("exported");
+    let options = Options { storage: StorageType::Fp32, ..Options::default() };
+    export(&RealDisk, &import.spec, &options, &target, from_checkpoint(&reader)).unwrap();
+    let exported = Folder::open(&target).unwrap();
+    for (entry, values) in tensors.iter().zip(values) {
+        assert_eq!(exported.tensor(&entry.name).unwrap(), (entry.shape.clone(), values));
     }
 }
 

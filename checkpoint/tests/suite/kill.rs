@@ -5,16 +5,22 @@ use super::fixture::{self, Layout, id, save};
 use super::hooked_disk::HookedDisk;
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::{CheckpointId, Retention, Run};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DIR: &str = "LAMPYRIS_TEST_RUN_DIR";
 const KILL_AT: &str = "LAMPYRIS_TEST_KILL_AT";
 const KEEP: Retention = Retention { last: 2, every_steps: 0, best: false };
+const OPERATION: &str = "LAMPYRIS_TEST_OPERATION";
 const SIGKILL: i32 = 9;
+
+/// What the hook does at the chosen operation.
+const SIGNAL: &str = "LAMPYRIS_TEST_SIGNAL";
 
 /// The writer. Under a plain test run it has no folder and nothing to do.
 #[test]
@@ -22,11 +28,18 @@ const SIGKILL: i32 = 9;
 fn writer() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let kill_at: usize = std::env::var(KILL_AT).unwrap().parse().unwrap();
+    let stop = std::env::var(SIGNAL).is_ok_and(|name| name == "stop");
+    let signal = if stop { Signal::STOP } else { Signal::KILL };
     let counter = AtomicUsize::new(0);
-    let hook = move |_: &'static str, _: &Path| {
-        if counter.fetch_add(1, Ordering::Relaxed) == kill_at {
-            let me = rustix::process::getpid();
-            rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
+    let hook = move |operation: &'static str, path: &Path| {
+        // A stop waits for the operation that the test named, in the second save.
+        let due = !stop
+            || std::env::var(OPERATION).is_ok_and(|name| name == operation)
+                && path.to_string_lossy().contains("step-2.");
+        if due && counter.fetch_add(1, Ordering::Relaxed) == kill_at {
+            kill_process(getpid(), signal).unwrap();
+            // The other threads stop at once, this one within moments: it must not go on before the successor is done.
+            std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
         }
         Ok(())
     };
@@ -41,9 +54,13 @@ fn writer() {
     let first = parent.map_or(0, |id| id.step.0) + 1;
     for step in first.. {
         let id = id(step, attempt.0);
-        save(&run, id, &Layout::random(step, 2)).unwrap();
-        println!("committed {id}");
-        run.prune(KEEP, Some(attempt), false).unwrap();
+        let done = save(&run, id, &Layout::random(step, 2)).and_then(|_| {
+            println!("committed {id}");
+            run.prune(KEEP, Some(attempt), false)
+        });
+        if let Err(e) = done {
+            return println!("stopped: {e}");
+        }
     }
 }
 
@@ -80,4 +97,41 @@ fn kill_9_at_any_operation_loses_no_commit() {
     let found = run.load_latest(|reader| fixture::check(reader, 2)).unwrap().found;
     assert!(found.map(|(id, ())| id.step) >= last.map(|id| id.step));
     assert!(last.is_some_and(|id| id.step.0 > 10), "{last:?}");
+}
+
+#[test]
+fn a_process_that_was_stopped_and_replaced_is_never_chosen() {
+    // Stopped while it writes its shard, it notices; stopped right before the rename, its commit comes too late.
+    for (operation, words) in
+        [("reserve", "superseded by attempt 2"), ("rename", "committed step-2")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let zombie = Command::new(std::env::current_exe().unwrap())
+            .args(["kill::writer", "--exact", "--ignored", "--nocapture"])
+            .env(DIR, dir.path())
+            .env(KILL_AT, "0")
+            .env(SIGNAL, "stop")
+            .env(OPERATION, operation)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(zombie.id()).unwrap()).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped());
+
+        let run = Run::open(Arc::new(RealDisk), dir.path()).unwrap();
+        let attempt = run.claim_next().unwrap();
+        let loaded = run.load_latest(|reader| fixture::check(reader, 1)).unwrap().found;
+        assert_eq!(loaded.map(|(id, ())| id), Some(id(1, 1)));
+        run.record(attempt, Some(id(1, 1))).unwrap();
+        save(&run, id(2, 2), &Layout::random(9, 3)).unwrap();
+
+        kill_process(pid, Signal::CONT).unwrap();
+        let output = zombie.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(words) && text.contains("superseded by attempt 2"), "{text}");
+        let loaded = run.load_latest(|reader| fixture::check(reader, 1)).unwrap().found;
+        assert_eq!(loaded.map(|(id, ())| id), Some(id(2, 2)), "{operation}");
+    }
 }

@@ -1,6 +1,9 @@
 //! Saving and loading: any layout reads any layout, damage is named, nothing good is lost.
 
-use super::fixture::{self, Layout, Random, id, meta, new_run, open, save, values, write_rank};
+use super::fixture::{
+    self, Layout, Random, id, meta, new_run, open, run_in_memory, save, values, write_rank,
+};
+use lampyris_checkpoint::disk::Access;
 use lampyris_checkpoint::report::{diff, list, show, verify};
 use lampyris_checkpoint::{CheckpointId, Error, Kind, Request, Retention, Run};
 use lampyris_plan::Attempt;
@@ -8,21 +11,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Contents of all files of a checkpoint but the manifest, and the manifest without its time.
-fn payload(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        files.insert(name, std::fs::read(entry.path()).unwrap());
-    }
+/// Contents of all files of a checkpoint but the manifest, which holds the time.
+fn payload(run: &Run, id: CheckpointId) -> BTreeMap<String, Vec<u8>> {
+    let (disk, dir) = (run.disk(), run.path(id));
+    let read = |name: String| {
+        let file = disk.open(&dir.join(&name), Access::Plain).unwrap();
+        let mut bytes = vec![0; file.length().unwrap() as usize];
+        file.read_at(0, &mut bytes).unwrap();
+        (name, bytes)
+    };
+    let mut files: BTreeMap<_, _> = disk.list(&dir).unwrap().into_iter().map(read).collect();
     files.remove("manifest.json").unwrap();
     files
 }
 
 #[test]
 fn any_layout_reads_any_layout() {
-    let (_dir, run) = new_run();
+    let run = run_in_memory();
     for seed in 0..20 {
         let layout = Layout::random(seed, 1 + seed as usize % 5);
         let id = id(seed, 1);
@@ -64,11 +69,11 @@ fn round_trips_through_twenty_layouts_keep_every_byte() {
         let (a, b) = (1 + random.below(6) as usize, 1 + random.below(6) as usize);
         let layout_a = Layout::random(random.next(), a);
         let layout_b = Layout::random(random.next(), b);
-        let (_dir, run) = new_run();
-        let first = save(&run, id(7, 1), &layout_a).unwrap();
+        let run = run_in_memory();
+        save(&run, id(7, 1), &layout_a).unwrap();
         let second = resave(&run, id(7, 1), 2, &layout_b);
         let third = resave(&run, second, 3, &layout_a);
-        assert_eq!(payload(&first), payload(&run.path(third)), "{a} -> {b} -> {a}");
+        assert_eq!(payload(&run, id(7, 1)), payload(&run, third), "{a} -> {b} -> {a}");
         let (one, three) = (open(&run, id(7, 1)).unwrap(), open(&run, third).unwrap());
         assert_eq!(one.manifest().shards, three.manifest().shards);
         assert_eq!(one.manifest().tensors, three.manifest().tensors);
@@ -155,6 +160,11 @@ fn an_incomplete_checkpoint_is_not_committed() {
     let stale = [0, 1].map(|rank| write_rank(&run, id(1, 1), rank, &layout).unwrap());
     let error = run.commit(&meta(id(2, 1)), &stale).unwrap_err().to_string();
     assert!(error.contains("rank 0 reported step-1.attempt-1, not step-2.attempt-1"), "{error}");
+    // As if rank 1 ran on a node with another file system.
+    std::fs::remove_file(run.checkpoints_dir().join(".step-1.attempt-1.tmp/rank-00001.data"))
+        .unwrap();
+    let error = run.commit(&meta(id(1, 1)), &stale).unwrap_err().to_string();
+    assert!(error.contains("rank-00001.data, which rank 1 wrote, is missing"), "{error}");
     assert_eq!(run.committed().unwrap(), []);
     save(&run, id(1, 1), &layout).unwrap();
     assert!(matches!(save(&run, id(1, 1), &layout), Err(Error::Exists { .. })));

@@ -50,7 +50,8 @@ fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
             };
         }
         if cause.is::<lampyris_data::Error>() {
-            return (Cause::Data, "prepare the data again: remove its cache folder", BAD_PLAN);
+            // Its messages say what to do themselves.
+            return (Cause::Data, "", BAD_PLAN);
         }
         if let Some(error) = cause.downcast_ref::<lampyris_checkpoint::Error>() {
             use lampyris_checkpoint::Error as E;

@@ -11,6 +11,7 @@ pub mod generate;
 pub mod gradients;
 pub mod init;
 pub mod link;
+pub mod logits;
 pub mod machine;
 pub mod metrics;
 pub mod micro;
@@ -24,6 +25,7 @@ pub mod step_metrics;
 mod tensorboard;
 pub mod trace;
 pub mod train;
+pub mod validate;
 
 /// The id that `lampyris` and `lampyris-rank` must share.
 pub fn build_id() -> String {

@@ -2,7 +2,7 @@
 
 use lampyris_proto::frame;
 use lampyris_proto::rank::{FromRank, ToRank, from_rank, to_rank};
-use std::os::fd::FromRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -31,12 +31,12 @@ struct Orders {
 }
 
 impl Link {
-    /// Takes over the socket on file descriptor `fd` and begins to listen.
+    /// Takes over the socket that the shim put on standard input, and begins to listen.
     ///
     /// # Errors
     /// The descriptor cannot be duplicated.
-    pub fn open(fd: i32) -> std::io::Result<Link> {
-        let stream = adopt(fd);
+    pub fn open() -> std::io::Result<Link> {
+        let stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
         let orders = Arc::new(Orders {
             suspend: AtomicU8::new(RUNNING),
             deadline_ns: AtomicU64::new(u64::MAX),
@@ -65,12 +65,6 @@ impl Link {
         let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
         now >= self.orders.deadline_ns.load(Ordering::Acquire)
     }
-}
-
-#[allow(unsafe_code, reason = "the shim hands over an open socket by number")]
-fn adopt(fd: i32) -> UnixStream {
-    // SAFETY: the command line names a descriptor that the shim opened for this process and nothing else uses.
-    unsafe { UnixStream::from_raw_fd(fd) }
 }
 
 /// Follows the shim's orders until it is gone; then this process must not live on.

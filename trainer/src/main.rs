@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lampyris_trainer::link::Link;
 use lampyris_trainer::train::{self, End};
-use lampyris_trainer::{bench, failure, generate, parity};
+use lampyris_trainer::{bench, failure, generate, logits, parity, validate};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -25,6 +25,10 @@ enum Command {
     Train(train::Options),
     /// Compare logits, loss and gradients with golden values of a Hugging Face folder.
     Parity(parity::Options),
+    /// Logits of a Hugging Face folder on random tokens, as JSON.
+    Logits(logits::Options),
+    /// Check what this machine computes, and how fast.
+    Validate(validate::Options),
     /// Write text with a model.
     Generate(generate::Options),
     /// Benchmarks that need libtorch.
@@ -58,6 +62,19 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         None => anyhow::bail!("a sub-command is missing; see lampyris-rank --help"),
         Some(Command::Train(options)) => run_train(&options),
+        Some(Command::Logits(options)) => {
+            println!("{}", logits::run(&options)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Validate(options)) => {
+            let reports = validate::run()?;
+            if options.json {
+                println!("{}", serde_json::to_string(&reports)?);
+            } else {
+                reports.iter().for_each(|report| print!("{}", report.text()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Some(Command::Parity(options)) => {
             let report = parity::run(&options)?;
             if options.json {
@@ -86,7 +103,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 /// Exit codes of the suspend contract: 0 done, 85 and 86 suspended, else what the failure says.
 fn run_train(options: &train::Options) -> Result<ExitCode> {
     failure::die_with_parent();
-    let mut link = Link::open(options.socket_fd)?;
+    let mut link = Link::open()?;
     let ended =
         train::read_plan(&options.plan).and_then(|plan| train::run(options, &plan, &mut link));
     let code = match ended {

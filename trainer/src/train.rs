@@ -42,8 +42,8 @@ pub struct Options {
     /// Attempt of the run.
     #[arg(long)]
     pub attempt: u64,
-    /// Socket to the shim.
-    #[arg(long)]
+    /// Socket to the shim: always standard input.
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..=0))]
     pub socket_fd: i32,
 }
 
@@ -352,7 +352,7 @@ fn load_state(
         Some((id, manifest)) => {
             state.progress = snapshot::progress_from_state(&manifest.state)?;
             let here = machine::fingerprint(state.arrays[0].master.device());
-            if manifest.fingerprint != here {
+            if !manifest.fingerprint.is_empty() && manifest.fingerprint != here {
                 note(
                     link,
                     format!(

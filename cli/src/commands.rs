@@ -48,6 +48,8 @@ enum Command {
     Parity(passthrough::Args),
     /// Measure the speed of a step and of its parts
     Bench(passthrough::Args),
+    /// Check what this machine computes, and how fast
+    Validate(passthrough::Args),
 }
 
 /// A recipe as a person names it.
@@ -118,6 +120,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Generate(args) => passthrough::run("generate", args, rank()),
         Command::Parity(args) => passthrough::run("parity", args, rank()),
         Command::Bench(args) => passthrough::run("bench", args, rank()),
+        Command::Validate(args) => passthrough::run("validate", args, rank()),
     }
 }
 

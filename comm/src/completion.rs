@@ -1,0 +1,86 @@
+//! The end of an operation: what its caller waits for, and what keeps its memory alive until then.
+
+use crate::error::Result;
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Shared between the caller's handle and the engine. Holds the operation's buffer, so that dropping the handle early
+/// frees nothing the engine still writes.
+#[derive(Default)]
+pub(crate) struct Completion {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    result: Option<Result<()>>,
+    buffer: Option<Box<dyn Any + Send>>,
+}
+
+impl fmt::Debug for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion").field("result", &self.lock().result).finish_non_exhaustive()
+    }
+}
+
+impl Completion {
+    pub(crate) fn keeping(buffer: Box<dyn Any + Send>) -> Arc<Self> {
+        let state = State { result: None, buffer: Some(buffer) };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// The first result counts.
+    pub(crate) fn set(&self, result: Result<()>) {
+        self.lock().result.get_or_insert(result);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn wait(&self) -> Result<()> {
+        let mut state = self.lock();
+        loop {
+            if let Some(result) = &state.result {
+                return result.clone();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.lock().result.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running operation that owns its buffer `B` until it ends. Dropping it does not stop the operation.
+#[must_use = "an operation's outcome is known only after wait()"]
+#[derive(Debug)]
+pub struct Pending<B> {
+    completion: Arc<Completion>,
+    buffer: std::marker::PhantomData<B>,
+}
+
+impl<B: Any + Send> Pending<B> {
+    pub(crate) fn new(completion: Arc<Completion>) -> Self {
+        Self { completion, buffer: std::marker::PhantomData }
+    }
+
+    /// Whether [`Self::wait`] would return at once.
+    pub fn is_done(&self) -> bool {
+        self.completion.is_done()
+    }
+
+    /// Waits until the operation ends and returns the buffer.
+    ///
+    /// # Errors
+    /// The reason why the operation failed; it ends at its deadline at the latest.
+    pub fn wait(self) -> Result<B> {
+        self.completion.wait()?;
+        let buffer = self.completion.lock().buffer.take().expect("taken only here");
+        Ok(*buffer.downcast::<B>().expect("put in with this type"))
+    }
+}

@@ -36,7 +36,8 @@ pub struct Options {
     pub chunk_bytes: usize,
     /// Bytes that peers may have landed here per operation.
     pub landing_bytes: usize,
-    /// Operations in flight; further ones queue. At most 31.
+    /// Operations in flight: half of them collectives, a quarter sends, a quarter receives, so that none keeps the
+    /// others from starting. Further ones queue. At least 4, at most 31.
     pub operations: usize,
     /// Tcp data sockets per pair, besides the one for headers and credits.
     pub data_sockets: u8,
@@ -54,7 +55,7 @@ impl Default for Options {
             operation_timeout: Duration::from_secs(600),
             chunk_bytes: 512 << 10,
             landing_bytes: 8 << 20,
-            operations: 16,
+            operations: 24,
             data_sockets: 1,
             spin: Duration::from_micros(20),
             table: Table::default(),
@@ -66,6 +67,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Communicator {
     inner: Arc<Inner>,
+    world: Group,
 }
 
 #[derive(Debug)]
@@ -185,7 +187,10 @@ impl Communicator {
         let control = Some(spawn("comm-ctl", Box::new(move || control.run()))?);
         let groups = Mutex::default();
         let inner = Inner { shared, queue, options, nodes, groups, engine, control, closing };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        let all: Vec<Rank> = (0..me.ranks).map(Rank::of).collect();
+        let world = Group::new(Arc::clone(&inner), &all)?;
+        Ok(Self { inner, world })
     }
 
     /// This rank.
@@ -215,8 +220,7 @@ impl Communicator {
 
     /// All ranks.
     pub fn world(&self) -> Group {
-        let all: Vec<Rank> = (0..self.ranks()).map(Rank::of).collect();
-        Group::new(Arc::clone(&self.inner), &all).expect("this rank is one of all")
+        self.world.clone()
     }
 
     /// These ranks, in this order. Every member makes it, with the same list, in the same order among groups of the

@@ -27,8 +27,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A heartbeat's distance.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Longest distance of two heartbeats, and the part of the peer timeout that they may be apart: a shorter timeout needs
+/// closer heartbeats to be kept to 20 %.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+const BEATS_PER_TIMEOUT: u32 = 20;
 
 /// Bytes that wait for one peer's socket. A peer that is stopped long enough to fill the kernel's buffers and this gets
 /// no more heartbeats; notices and goodbyes always fit above it.
@@ -99,7 +101,7 @@ impl ControlPlane {
             let now = Instant::now();
             if now >= beat {
                 self.heartbeat();
-                beat = now + HEARTBEAT;
+                beat = now + HEARTBEAT.min(self.peer_timeout / BEATS_PER_TIMEOUT);
             }
             self.pass_descriptors();
             self.publish();

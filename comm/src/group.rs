@@ -100,6 +100,11 @@ impl Group {
         false
     }
 
+    /// Its number: equal on all members, different from all other groups of the communicator.
+    pub fn number(&self) -> u64 {
+        self.id
+    }
+
     /// The node of each member.
     pub fn nodes(&self) -> Vec<Node> {
         self.members.iter().map(|rank| self.inner.nodes[rank.index()]).collect()
@@ -507,6 +512,7 @@ impl Group {
         let launch = Launch {
             descriptor: planned.descriptor,
             members: Arc::clone(&self.members),
+            rank: self.members[self.me],
             schedule: planned.schedule,
             neighbours: planned.neighbours,
             arithmetic: request.arithmetic,

@@ -7,6 +7,7 @@
 //! Docs: docs/collectives.md has steps, bytes and memory per algorithm; docs/adr/0010 maps the transport to ibverbs.
 //! Not here: SIMD reduction of gradient buckets and the device (crate `hfreduce`).
 
+pub mod emulation;
 pub mod schedule;
 pub mod table;
 pub mod transport;

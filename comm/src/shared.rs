@@ -85,8 +85,10 @@ impl Shared {
 
     /// Poisons the communicator; the first cause stays. Wakes everybody.
     pub(crate) fn fail(&self, cause: Error) {
-        if self.fate.set(cause).is_ok() {
-            self.failed.store(true, Ordering::Release);
+        let first = self.fate.set(cause).is_ok();
+        // Also when another thread was first: it may not have come to this line yet.
+        self.failed.store(true, Ordering::Release);
+        if first {
             // Taking the lock orders this against a waiter between its check and its wait.
             drop(lock(&self.inbox));
             self.changed.notify_all();

@@ -5,3 +5,11 @@ mod world;
 
 #[path = "suite/collectives.rs"]
 mod collectives;
+#[path = "suite/faults.rs"]
+mod faults;
+#[path = "suite/fuzz.rs"]
+mod fuzz;
+#[path = "suite/processes.rs"]
+mod processes;
+#[path = "suite/strangers.rs"]
+mod strangers;

@@ -20,10 +20,10 @@ impl Arena {
     /// An arena for a job of `ranks`, with `operations` in flight and `landing_bytes` each. Pages are taken only when
     /// first used.
     pub(crate) fn create(ranks: usize, operations: usize, landing_bytes: usize) -> Result<Self> {
-        if operations == 0 || operations > Imm::OPERATIONS {
+        if !(4..=Imm::OPERATIONS).contains(&operations) {
             let limit = Imm::OPERATIONS;
             return Err(Error::Invalid(format!(
-                "operations = {operations}: allowed is 1..={limit}"
+                "operations = {operations}: allowed is 4..={limit}"
             )));
         }
         let landing_bytes = landing_bytes.next_multiple_of(4096);

@@ -16,7 +16,7 @@ use crate::memory::Memory;
 use crate::shared::Shared;
 use crate::transport::{Event, Put, PutId, Region, Transport};
 use crate::wire::control::Entered;
-use crate::wire::header::{Header, Imm};
+use crate::wire::header::{Header, Imm, Kind};
 use arena::Arena;
 use operation::{Launch, Operation, Port, Target};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Launches that wait for an operation slot. More make the caller wait.
+/// Launches that the engine has not seen yet. More make the caller wait.
 const QUEUE: usize = 64;
 
 /// Longest sleep, so that a missed wake-up could never be more than this.
@@ -99,12 +99,10 @@ impl Queue {
         self.shared.engine_bell.ring();
     }
 
-    fn take(&self) -> (Option<Launch>, bool) {
+    fn take(&self) -> (VecDeque<Launch>, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let launch = state.launches.pop_front();
-        let closing = state.closing && launch.is_none();
         self.room.notify_all();
-        (launch, closing)
+        (std::mem::take(&mut state.launches), state.closing)
     }
 
     fn end(&self) -> Vec<Launch> {
@@ -112,6 +110,26 @@ impl Queue {
         state.ended = true;
         self.room.notify_all();
         state.launches.drain(..).collect()
+    }
+}
+
+/// Operations of one class never take the slots of another: a rank that starts many sends before its first receive
+/// still gets to the receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Collective = 0,
+    Send = 1,
+    Receive = 2,
+}
+
+impl Class {
+    fn of(launch: &Launch) -> Self {
+        let d = &launch.descriptor;
+        match d.kind {
+            Kind::PointToPoint if launch.members[d.root as usize] == launch.rank => Self::Send,
+            Kind::PointToPoint => Self::Receive,
+            _ => Self::Collective,
+        }
     }
 }
 
@@ -130,7 +148,8 @@ pub(crate) struct Engine {
     slots: Vec<Option<Operation>>,
     /// Headers of operations that this rank has not entered yet, by (group, sequence).
     early: HashMap<(u64, u64), Vec<(Rank, Header)>>,
-    held: Option<Launch>,
+    /// Waiting for a slot, by class.
+    held: [VecDeque<Launch>; 3],
     suspects: Vec<(Rank, Instant)>,
     closing_since: Option<Instant>,
     checked: Instant,
@@ -208,7 +227,7 @@ impl Engine {
             outlet,
             slots,
             early: HashMap::new(),
-            held: None,
+            held: Default::default(),
             suspects: Vec::new(),
             closing_since: None,
             checked: Instant::now(),
@@ -228,7 +247,7 @@ impl Engine {
         self.outlet.transport.abort();
         let fail = |completion: &Completion| completion.set(Err(cause.clone()));
         self.slots.iter().flatten().for_each(|operation| fail(&operation.launch.completion));
-        self.held.iter().for_each(|launch| fail(&launch.completion));
+        self.held.iter().flatten().for_each(|launch| fail(&launch.completion));
         self.queue.end().iter().for_each(|launch| fail(&launch.completion));
     }
 
@@ -267,21 +286,37 @@ impl Engine {
         }
     }
 
+    /// Enters what has a free slot of its class, in order within the class.
     fn take_launches(&mut self) -> Result<bool> {
-        let mut busy = false;
-        loop {
-            if self.held.is_none() {
-                let (launch, closing) = self.queue.take();
-                if closing {
-                    self.closing_since.get_or_insert_with(Instant::now);
-                }
-                self.held = launch;
-            }
-            let Some(free) = self.slots.iter().position(Option::is_none) else { return Ok(busy) };
-            let Some(launch) = self.held.take() else { return Ok(busy) };
-            busy = true;
-            self.enter(launch, u8::try_from(free).expect("at most Imm::OPERATIONS"))?;
+        let (launches, closing) = self.queue.take();
+        if closing {
+            self.closing_since.get_or_insert_with(Instant::now);
         }
+        let mut busy = !launches.is_empty();
+        for launch in launches {
+            self.held[Class::of(&launch) as usize].push_back(launch);
+        }
+        for class in [Class::Collective, Class::Send, Class::Receive] {
+            while !self.held[class as usize].is_empty()
+                && let Some(slot) = self.free_slot(class)
+            {
+                let launch = self.held[class as usize].pop_front().expect("not empty");
+                self.enter(launch, slot)?;
+                busy = true;
+            }
+        }
+        Ok(busy)
+    }
+
+    fn free_slot(&self, class: Class) -> Option<u8> {
+        let in_use = self.slots.iter().flatten();
+        let used = in_use.filter(|operation| Class::of(&operation.launch) == class).count();
+        let share = match class {
+            Class::Collective => self.slots.len() / 2,
+            Class::Send | Class::Receive => self.slots.len() / 4,
+        };
+        let free = self.slots.iter().position(Option::is_none).filter(|_| used < share)?;
+        Some(u8::try_from(free).expect("at most Imm::OPERATIONS"))
     }
 
     fn enter(&mut self, launch: Launch, slot: u8) -> Result<()> {
@@ -299,13 +334,14 @@ impl Engine {
             to_you: 0,
             from_you: 0,
         };
-        let mut operation = Operation::new(launch, slot, landing, landing_at, me);
-        self.outlet.slot = slot;
-        operation.start(&mut self.outlet)?;
-        for (from, header) in self.early.remove(&(d.group, d.sequence)).unwrap_or_default() {
-            operation.header(self.shared.rank, header, from, &mut self.outlet)?;
-        }
+        // Into its slot before its first word: whatever fails from here on also ends this operation.
+        let operation = Operation::new(launch, slot, landing, landing_at, me);
         self.slots[usize::from(slot)] = Some(operation);
+        self.with(slot, Operation::start)?;
+        let rank = self.shared.rank;
+        for (from, header) in self.early.remove(&(d.group, d.sequence)).unwrap_or_default() {
+            self.with(slot, |operation, port| operation.header(rank, header, from, port))?;
+        }
         Ok(())
     }
 
@@ -419,7 +455,10 @@ impl Engine {
 
     fn may_end(&self) -> bool {
         let Some(since) = self.closing_since else { return false };
-        self.slots.iter().all(Option::is_none) || since.elapsed() > LINGER
+        let waiting = self.held.iter().any(|queue| !queue.is_empty());
+        let running = self.slots.iter().flatten().any(|operation| !operation.completed);
+        let quiet = self.slots.iter().all(Option::is_none);
+        !waiting && !running && (quiet || since.elapsed() > LINGER)
     }
 
     /// Deadlines, verdicts over suspects, peers that left.

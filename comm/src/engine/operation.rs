@@ -43,6 +43,8 @@ pub(crate) struct Memories {
 pub(crate) struct Launch {
     pub(crate) descriptor: Descriptor,
     pub(crate) members: Arc<[Rank]>,
+    /// This rank.
+    pub(crate) rank: Rank,
     pub(crate) schedule: Schedule,
     /// Members that exchange headers with this one, whether or not a piece travels between them.
     pub(crate) neighbours: Vec<usize>,

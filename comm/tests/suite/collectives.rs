@@ -80,3 +80,191 @@ fn all_reduce_is_its_twin_over_real_transports() {
         }
     }
 }
+
+#[test]
+fn rings_pass_data_of_every_collective() {
+    for net in [Net::Fake(5), Net::Shm, Net::Nodes(2)] {
+        for ranks in [1, 2, 3, 4] {
+            run(net, ranks, &tight(), |comm: Communicator| {
+                let (group, me) = (comm.world(), comm.rank().index());
+                group.barrier().expect("barrier");
+                for root in 0..ranks {
+                    for elements in [0, 1, 5000] {
+                        let mut buffer = noise(1, me, elements);
+                        group.broadcast(&mut buffer, root).expect("broadcast");
+                        assert_eq!(bits(&buffer), bits(&noise(1, root, elements)));
+                        let mut sum = vec![me as i64 + 1; elements];
+                        group.reduce(&mut sum, root).expect("reduce");
+                        let total = (ranks * (ranks + 1) / 2) as i64;
+                        assert!(me != root || sum.iter().all(|value| *value == total));
+                    }
+                }
+                let mine = noise(2, me, 777);
+                let mut all = vec![0.0; 777 * ranks];
+                group.all_gather(&mine, &mut all).expect("all-gather");
+                let expected: Vec<f32> = (0..ranks).flat_map(|rank| noise(2, rank, 777)).collect();
+                assert_eq!(bits(&all), bits(&expected));
+                let mut buffer = vec![1i64 << me; 1000];
+                let slice = group.reduce_scatter(&mut buffer).expect("reduce-scatter");
+                assert!(buffer[slice].iter().all(|value| *value == (1 << ranks) - 1));
+            });
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_sums_are_rounded_once_over_any_number_of_ranks() {
+    use half::bf16;
+    for ranks in [2, 5, 8] {
+        let inputs: Vec<Vec<bf16>> = (0..ranks)
+            .map(|rank| noise(3, rank, 3000).into_iter().map(bf16::from_f32).collect())
+            .collect();
+        let results = run(Net::Fake(8), ranks, &tight(), |comm: Communicator| {
+            let mut buffer = inputs[comm.rank().index()].clone();
+            comm.world().all_reduce(&mut buffer).expect("all-reduce");
+            buffer
+        });
+        for (i, value) in results[0].iter().enumerate() {
+            let exact: f64 = inputs.iter().map(|input| f64::from(input[i].to_f32())).sum();
+            let size: f64 = inputs.iter().map(|input| f64::from(input[i].to_f32()).abs()).sum();
+            let bound = (ranks + 1) as f64 * 2f64.powi(-24) * size + exact.abs() * 2f64.powi(-8);
+            assert!((f64::from(value.to_f32()) - exact).abs() <= bound, "element {i}");
+        }
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "ranks differ");
+    }
+}
+
+#[test]
+fn nothing_depends_on_chunk_or_landing_size() {
+    let inputs: Vec<Vec<f32>> = (0..4).map(|rank| noise(11, rank, 9001)).collect();
+    let mut seen = Vec::new();
+    for (chunk_bytes, landing_bytes) in [(128, 8 << 10), (1000, 64 << 10), (1 << 20, 8 << 20)] {
+        let options = Options { chunk_bytes, landing_bytes, ..small() };
+        for net in [Net::Fake(chunk_bytes as u64), Net::Shm] {
+            let results = run(net, 4, &options, |comm: Communicator| {
+                let mut out = Vec::new();
+                for algorithm in [Algorithm::Ring, Algorithm::DoubleTree, Algorithm::Halving] {
+                    let group = comm.world().with_algorithm(Kind::AllReduce, algorithm);
+                    let mut buffer = inputs[comm.rank().index()].clone();
+                    group.all_reduce(&mut buffer).expect("all-reduce");
+                    out.extend(bits(&buffer));
+                }
+                out
+            });
+            seen.extend(results);
+        }
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn special_values_are_the_same_on_all_ranks() {
+    let special = [
+        f32::NAN,
+        f32::from_bits(0xffc0_1234),
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MIN_POSITIVE / 8.0,
+        -0.0,
+        0.0,
+        f32::MAX,
+        1.0,
+    ];
+    let results = run(Net::Fake(2), 3, &tight(), |comm: Communicator| {
+        let me = comm.rank().index();
+        let mut buffer: Vec<f32> =
+            (0..729).map(|i| special[i / [1, 9, 81][me] % special.len()]).collect();
+        let mut small = buffer.clone();
+        let world = comm.world();
+        world.with_algorithm(Kind::AllReduce, Algorithm::Ring).all_reduce(&mut buffer).expect("ok");
+        world
+            .with_algorithm(Kind::AllReduce, Algorithm::Doubling)
+            .all_reduce(&mut small)
+            .expect("ok");
+        (bits(&buffer), bits(&small))
+    });
+    assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    let nan = f32::NAN.to_bits();
+    assert!(results[0].0.iter().all(|b| !f32::from_bits(*b).is_nan() || *b == nan));
+    // Denormals survive: no flush to zero anywhere.
+    let tiny = (f32::MIN_POSITIVE / 8.0 * 3.0).to_bits();
+    assert!(results[0].0.contains(&tiny), "three denormals add up");
+}
+
+#[test]
+fn all_to_all_moves_every_row_to_its_place() {
+    // counts[from][to]: empty rows, everything to one member, and a mixture.
+    let tables: [fn(usize, usize) -> usize; 3] =
+        [|_, to| if to == 1 { 700 } else { 0 }, |from, to| from * 100 + to, |_, _| 0];
+    for net in [Net::Fake(4), Net::Shm, Net::Nodes(2)] {
+        for ranks in [2, 3, 4] {
+            run(net, ranks, &tight(), |comm: Communicator| {
+                let (group, me) = (comm.world(), comm.rank().index());
+                for count in tables {
+                    let sends: Vec<usize> = (0..ranks).map(|to| count(me, to)).collect();
+                    let receives: Vec<usize> = (0..ranks).map(|from| count(from, me)).collect();
+                    let row = |from: usize, to: usize| {
+                        (0..count(from, to)).map(move |i| (from * 10_000 + to * 1000 + i) as u32)
+                    };
+                    let input: Vec<u32> = (0..ranks).flat_map(|to| row(me, to)).collect();
+                    let expected: Vec<u32> = (0..ranks).flat_map(|from| row(from, me)).collect();
+                    let mut output = vec![0u32; expected.len()];
+                    group
+                        .all_to_all((&input, &sends), (&mut output, &receives))
+                        .expect("all-to-all");
+                    assert_eq!(output, expected);
+                    // And back: the way home is the same exchange with the counts swapped.
+                    let mut home = vec![0u32; input.len()];
+                    group
+                        .all_to_all((&output, &receives), (&mut home, &sends))
+                        .expect("all-to-all");
+                    assert_eq!(home, input);
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn messages_between_two_members_keep_their_order() {
+    for net in [Net::Fake(6), Net::Shm, Net::Tcp] {
+        run(net, 3, &tight(), |comm: Communicator| {
+            let (group, me) = (comm.world(), comm.rank().index());
+            let (next, previous) = ((me + 1) % 3, (me + 2) % 3);
+            let sends: Vec<_> = (0..20u32)
+                .map(|i| group.start_send::<u32, _>(vec![i; i as usize * 30], next).expect("send"))
+                .collect();
+            for i in 0..20u32 {
+                let mut buffer = vec![0u32; i as usize * 30];
+                group.receive(&mut buffer, previous).expect("receive");
+                assert!(buffer.iter().all(|value| *value == i));
+            }
+            sends.into_iter().for_each(|send| drop(send.wait().expect("sent")));
+        });
+    }
+}
+
+#[test]
+fn groups_of_some_ranks_are_independent() {
+    run(Net::Fake(9), 6, &tight(), |comm: Communicator| {
+        use lampyris_comm::Rank;
+        let me = comm.rank().0;
+        let half: Vec<Rank> = (0..6).filter(|r| r % 2 == me % 2).map(Rank).collect();
+        let pair: Vec<Rank> = (0..6).filter(|r| r / 2 == me / 2).map(Rank).collect();
+        let (half, pair) = (comm.group(&half).expect("half"), comm.group(&pair).expect("pair"));
+        // Started in different orders on different ranks: only the order inside a group counts.
+        let start = |group: &lampyris_comm::Group| {
+            group.start_all_reduce::<i64, _>(vec![i64::from(me); 3000]).expect("started")
+        };
+        let (a, b) = if me < 3 {
+            let a = start(&half);
+            (a, start(&pair))
+        } else {
+            let b = start(&pair);
+            (start(&half), b)
+        };
+        let expected = if me % 2 == 0 { 6 } else { 9 };
+        assert_eq!(a.wait().expect("half")[2999], expected);
+        assert_eq!(b.wait().expect("pair")[0], i64::from(me / 2 * 4 + 1));
+    });
+}

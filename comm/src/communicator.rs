@@ -6,7 +6,8 @@
 use crate::connect::{Membership, Shares, connect};
 use crate::control::{ControlPlane, Link};
 use crate::engine::arena::Arena;
-use crate::engine::{Engine, Queue, Settings};
+use crate::engine::queue::Queue;
+use crate::engine::{Engine, Settings};
 use crate::error::{Error, Result};
 use crate::group::Group;
 use crate::ids::{Attempt, Generation, Node, Rank};

@@ -7,7 +7,9 @@
 
 pub(crate) mod arena;
 pub(crate) mod lateness;
+pub(crate) mod launch;
 pub(crate) mod operation;
+pub(crate) mod queue;
 
 use crate::completion::Completion;
 use crate::error::{Error, Result};
@@ -16,17 +18,16 @@ use crate::memory::Memory;
 use crate::shared::Shared;
 use crate::transport::{Event, Put, PutId, Region, Transport};
 use crate::wire::control::Entered;
-use crate::wire::header::{Header, Imm, Kind};
+use crate::wire::header::{Header, Imm};
 use arena::Arena;
-use operation::{Launch, Operation, Port, Target};
+use launch::{Launch, Port, Target};
+use operation::Operation;
+use queue::{Class, Queue};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// Launches that the engine has not seen yet. More make the caller wait.
-const QUEUE: usize = 64;
 
 /// Longest sleep, so that a missed wake-up could never be more than this.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
@@ -39,99 +40,6 @@ const VERDICT: Duration = Duration::from_millis(400);
 
 /// How long closing waits for peers to acknowledge what they still owe.
 const LINGER: Duration = Duration::from_secs(2);
-
-/// The callers' door to the engine.
-#[derive(Debug)]
-pub(crate) struct Queue {
-    state: Mutex<QueueState>,
-    room: Condvar,
-    contributions: AtomicBool,
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct QueueState {
-    launches: VecDeque<Launch>,
-    closing: bool,
-    ended: bool,
-}
-
-impl std::fmt::Debug for QueueState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("QueueState").field("launches", &self.launches.len()).finish_non_exhaustive()
-    }
-}
-
-impl Queue {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let contributions = AtomicBool::new(false);
-        Self { state: Mutex::default(), room: Condvar::new(), contributions, shared }
-    }
-
-    /// Hands an operation over. Waits while too many are queued.
-    pub(crate) fn push(&self, launch: Launch) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.launches.len() >= QUEUE && !state.ended {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.ended || state.closing {
-            drop(state);
-            let cause = self.shared.fate().cloned();
-            let closed = || Error::Invalid("this communicator is closed".into());
-            launch.completion.set(Err(cause.unwrap_or_else(closed)));
-            return;
-        }
-        state.launches.push_back(launch);
-        drop(state);
-        self.shared.engine_bell.ring();
-    }
-
-    /// Streamed operations may have new contributions.
-    pub(crate) fn advance(&self) {
-        if !self.contributions.swap(true, Ordering::AcqRel) {
-            self.shared.engine_bell.ring();
-        }
-    }
-
-    /// Lets the engine end once its operations have.
-    pub(crate) fn close(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
-        self.shared.engine_bell.ring();
-    }
-
-    fn take(&self) -> (VecDeque<Launch>, bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.room.notify_all();
-        (std::mem::take(&mut state.launches), state.closing)
-    }
-
-    fn end(&self) -> Vec<Launch> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.ended = true;
-        self.room.notify_all();
-        state.launches.drain(..).collect()
-    }
-}
-
-/// Operations of one class never take the slots of another: a rank that starts many sends before its first receive
-/// still gets to the receive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Collective = 0,
-    Send = 1,
-    Receive = 2,
-}
-
-impl Class {
-    fn of(launch: &Launch) -> Self {
-        let d = &launch.descriptor;
-        match d.kind {
-            Kind::PointToPoint if launch.members[d.root as usize] == launch.rank => Self::Send,
-            Kind::PointToPoint => Self::Receive,
-            _ => Self::Collective,
-        }
-    }
-}
 
 /// Settings of the engine.
 #[derive(Debug, Clone, Copy)]
@@ -262,7 +170,7 @@ impl Engine {
             for event in events.drain(..) {
                 self.handle(event)?;
             }
-            if self.queue.contributions.swap(false, Ordering::AcqRel) {
+            if self.queue.take_contributions() {
                 busy = true;
                 self.each_operation(Operation::contributions)?;
             }

@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn ring_all_reduce_adds_in_ring_order_for_1_to_33_members() {
         for members in 1..=33 {
-            for elements in [0, 1, 47, 48, 49, 1000] {
+            for elements in [0, 49, 33 * 16 + 1] {
                 let slices = even_slices(elements, members);
                 let schedules = all(members, |m| ring::all_reduce(m, &slices, CHUNK));
                 let held = terms(&schedules);
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn double_tree_adds_own_then_children() {
         for members in 1..=33 {
-            for elements in [1, 16, 31, 32, 33, 700] {
+            for elements in [1, 31, 32, 33, 300] {
                 let slices = even_slices(elements, members);
                 let schedules =
                     all(members, |m| double_tree::all_reduce(m, members, &slices, CHUNK));

@@ -263,7 +263,7 @@ fn groups_of_some_ranks_are_independent() {
             let b = start(&pair);
             (start(&half), b)
         };
-        let expected = if me % 2 == 0 { 6 } else { 9 };
+        let expected = if me.is_multiple_of(2) { 6 } else { 9 };
         assert_eq!(a.wait().expect("half")[2999], expected);
         assert_eq!(b.wait().expect("pair")[0], i64::from(me / 2 * 4 + 1));
     });

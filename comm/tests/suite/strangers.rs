@@ -48,10 +48,11 @@ fn garbage_silence_and_floods_do_not_keep_ranks_from_meeting() {
 #[test]
 fn a_wrong_secret_or_attempt_is_refused_with_a_reason() {
     let me = membership(0, 2, 2, next_generation());
-    let wrong = Membership { secret: Secret::random().expect("randomness"), ..me.clone() };
+    let wrong = Membership { secret: Secret::random().expect("randomness"), ..me };
     let error = Communicator::connect(&wrong, small()).expect_err("a wrong secret");
     assert!(error.to_string().contains("does not know this attempt's secret"), "{error}");
-    let old = Membership { attempt: Attempt(0), ..me.clone() };
+    let me = membership(0, 2, 2, next_generation());
+    let old = Membership { attempt: Attempt(0), ..me };
     let error = Communicator::connect(&old, small()).expect_err("an old attempt");
     assert!(
         matches!(&error, Error::Refused { reason, .. } if reason.contains("attempt")),

@@ -1,0 +1,110 @@
+//! What `hfreduce` needs of a group beyond the collectives: streamed sums, and memory shared inside the node.
+
+use super::Group;
+use crate::communicator::Inner;
+use crate::completion::Completion;
+use crate::dtype::Arithmetic;
+use crate::engine::launch::{Memories, Stream};
+use crate::error::{Error, Result};
+use crate::ids::Rank;
+use crate::memory::{Memory, SharedMemory};
+use crate::plan::Request;
+use crate::wire::header::Kind;
+use std::any::Any;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Group {
+    /// Sum, or half of one, whose contributions appear piece by piece: what `hfreduce` runs between nodes. Slice
+    /// `slices[m]` ends on member `m`; `kind` is all-reduce, reduce-scatter or all-gather.
+    ///
+    /// # Errors
+    /// When the request is refused.
+    ///
+    /// # Safety
+    /// The memories stay alive as long as `keep`, which the operation owns until it ends. Between the moment
+    /// `stream.ready` answers true for a range and `stream.finished` for it, nobody else touches that range.
+    #[allow(unsafe_code, reason = "the caller answers for memory that other processes see")]
+    pub unsafe fn start_streamed<K: Any + Send>(
+        &self,
+        kind: Kind,
+        arithmetic: Arithmetic,
+        slices: &[Range<usize>],
+        (partial, output): (Memory, Memory),
+        (stream, keep): (Option<Arc<dyn Stream>>, K),
+    ) -> Result<Streamed> {
+        let elements = slices.iter().map(|slice| slice.end).max().unwrap_or(0);
+        let request =
+            Request { slices: Some(slices), ..self.request(kind, arithmetic, elements, 0) };
+        let memories = Memories { input: partial, partial, output };
+        let (launch, completion) = self.prepare(&request, memories, stream, keep)?;
+        let order = launch.schedule.pieces.iter().map(|piece| piece.range.clone()).collect();
+        let inner = Arc::clone(&self.inner);
+        self.submit(launch);
+        Ok(Streamed { completion, order, inner })
+    }
+
+    /// Exchanges memory with the other members, all on one node: everybody's, in member order, this rank's own too.
+    ///
+    /// # Errors
+    /// When a member is on another node, does not share in time, or the communicator fails.
+    pub fn share(&self, memory: &Arc<SharedMemory>) -> Result<Vec<Arc<SharedMemory>>> {
+        let nth = self.shares.fetch_add(1, Ordering::Relaxed);
+        let key = self.id ^ nth.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let shared = &self.inner.shared;
+        let node = self.inner.nodes[shared.rank.index()];
+        for &rank in self.members.iter().filter(|rank| **rank != shared.rank) {
+            if self.inner.nodes[rank.index()] != node {
+                return Err(Error::Invalid(format!(
+                    "rank {rank} is on another node: no shared memory"
+                )));
+            }
+            let fd = memory.as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|source| Error::io("duplicating a descriptor", source))?;
+            shared.send_fd(rank, key, fd, memory.len() as u64);
+        }
+        let take = |&rank: &Rank| {
+            if rank == shared.rank {
+                return Ok(Arc::clone(memory));
+            }
+            let (fd, bytes) = shared.take_fd(rank, key, self.timeout)?;
+            SharedMemory::from_fd(fd, usize::try_from(bytes).unwrap_or(usize::MAX))
+        };
+        self.members.iter().map(take).collect()
+    }
+}
+
+/// A streamed operation.
+#[derive(Debug)]
+pub struct Streamed {
+    completion: Arc<Completion>,
+    order: Vec<Range<usize>>,
+    inner: Arc<Inner>,
+}
+
+impl Streamed {
+    /// Ranges of elements in the order in which the operation wants them.
+    pub fn order(&self) -> &[Range<usize>] {
+        &self.order
+    }
+
+    /// Tells the engine to ask `ready` again.
+    pub fn advance(&self) {
+        self.inner.queue.advance();
+    }
+
+    /// Whether it has ended.
+    pub fn is_done(&self) -> bool {
+        self.completion.is_done()
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Errors
+    /// The reason why it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.completion.wait()
+    }
+}

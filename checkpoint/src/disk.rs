@@ -4,8 +4,8 @@
 //! The contract is POSIX at its meanest: what a file holds is safe only after [`DiskFile::sync`], that a name exists (or
 //! no longer exists) only after [`Disk::sync_dir`] of the folder that holds it.
 
+use rustix::fs::renameat_with;
 use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, fcntl_getfl, fcntl_setfl};
-use rustix::fs::{renameat_with, statvfs};
 use rustix::io::Errno;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
@@ -47,8 +47,6 @@ pub trait Disk: Send + Sync + Debug {
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty folder.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// Bytes a process of this user may still write below `path`.
-    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
 /// An open file. Offsets and lengths are in bytes.
@@ -128,11 +126,6 @@ impl Disk for RealDisk {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_dir(path)
-    }
-
-    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        let stat = statvfs(path)?;
-        Ok(stat.f_bavail * stat.f_frsize)
     }
 }
 

@@ -248,10 +248,6 @@ impl Disk for CrashDisk {
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.remove(path)
     }
-
-    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
 }
 
 struct Handle {

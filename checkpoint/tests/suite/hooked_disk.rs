@@ -70,10 +70,6 @@ impl Disk for HookedDisk {
         (self.hook)("remove_dir", path)?;
         self.inner.remove_dir(path)
     }
-
-    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        self.inner.free_bytes(path)
-    }
 }
 
 struct HookedFile {

@@ -91,7 +91,8 @@ impl<'a> StartedRun<'a> {
 
     fn report(&self, story: &Story) -> Result<(), CliError> {
         let compressed = self.compressed(story)?;
-        screen::say(screen::report(self.run.path(), story, &compressed));
+        let corpus = &self.dataset.manifest().training;
+        screen::say(screen::report(self.run.path(), story, corpus, &compressed));
         Ok(())
     }
 

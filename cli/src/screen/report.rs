@@ -2,15 +2,21 @@
 
 use super::training::{Story, duration_text};
 use crate::compressors::Compressed;
-use indicatif::HumanCount;
+use indicatif::{HumanBytes, HumanCount};
+use lampyris_data::PartSummary;
 use std::fmt::Write;
 use std::path::Path;
 
 /// The report of a finished run; `compressed` holds compressors' sizes of the text on which the model was evaluated.
-pub(crate) fn report(run_dir: &Path, story: &Story, compressed: &[Compressed]) -> String {
+pub(crate) fn report(
+    run_dir: &Path,
+    story: &Story,
+    corpus: &PartSummary,
+    compressed: &[Compressed],
+) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    write_report(&mut text, run_dir, story, compressed).ok();
+    write_report(&mut text, run_dir, story, corpus, compressed).ok();
     text
 }
 
@@ -18,6 +24,7 @@ fn write_report(
     out: &mut String,
     run_dir: &Path,
     story: &Story,
+    corpus: &PartSummary,
     compressed: &[Compressed],
 ) -> std::fmt::Result {
     if let Some(finished) = &story.finished {
@@ -26,6 +33,14 @@ fn write_report(
         let speed = speed(story).map(|s| format!(" ({} tokens/s)", HumanCount(s as u64)));
         let speed = speed.unwrap_or_default();
         writeln!(out, "Trained to step {steps}, {tokens} tokens; {time} of training{speed}")?;
+        let (all, bytes) = (HumanCount(corpus.tokens), HumanBytes(corpus.bytes));
+        let epochs = finished.tokens as f64 / corpus.tokens as f64;
+        let part = if epochs < 1.0 {
+            format!("{:.1} % of it seen, each sample once", 100.0 * epochs)
+        } else {
+            format!("seen {epochs:.1} times")
+        };
+        writeln!(out, "Corpus of {all} tokens ({bytes} of text): {part}")?;
     }
     if let Some(evaluated) = &story.evaluated {
         let bytes = HumanCount(evaluated.bytes);
@@ -84,8 +99,10 @@ mod tests {
             finished: Some(Finished { step: 750, tokens: 1_502_000, train_s: 304.0 }),
         };
         let compressed = compress(&[b'a'; 64_000]).unwrap();
+        let corpus = PartSummary { documents: 10, tokens: 15_020_000, bytes: 40 << 20 };
         let expected = "\
 Trained to step 750, 1,502,000 tokens; 5m04s of training (5,000 tokens/s)
+Corpus of 15,020,000 tokens (40.00 MiB of text): 10.0 % of it seen, each sample once
 
 Bits per byte on 64,000 bytes of held-out text
   this model  1.234
@@ -99,12 +116,13 @@ It writes
 Run         runs/one
 Checkpoint  run/checkpoints/step-750.attempt-1
 Try         lampyris generate runs/one --prompt \"...\"";
-        assert_eq!(report(Path::new("runs/one"), &story, &compressed), expected);
+        assert_eq!(report(Path::new("runs/one"), &story, &corpus, &compressed), expected);
     }
 
     #[test]
     fn what_was_not_said_is_left_out() {
-        let text = report(Path::new("r"), &Story::default(), &[]);
+        let nothing = PartSummary { documents: 0, tokens: 0, bytes: 0 };
+        let text = report(Path::new("r"), &Story::default(), &nothing, &[]);
         assert_eq!(text, "\nRun         r\nTry         lampyris generate r --prompt \"...\"");
     }
 }

@@ -31,5 +31,8 @@ test: build ## everything that CI runs
 test-long: build ## longer grids, fuzzing, peers (downloads transformers)
 	$(CARGO) test --workspace --no-fail-fast -- --include-ignored
 
+bench-peer: build ## a step of reference_moe beside transformers' (downloads torch and transformers)
+	@LIBTORCH=$$(scripts/libtorch.sh) scripts/bench_step.sh
+
 clean: ## remove build outputs (the libtorch folder stays)
 	rm -rf $(CARGO_TARGET_DIR)

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::{TensorEntry, split, tensor_list};
 use lampyris_checkpoint::{Buffers, Kind, Reader, Request, Slot};
 use lampyris_plan::Inventory;
+use lampyris_torch::dim;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,35 +65,36 @@ pub fn copy_out(state: &State, inventory: &Inventory, buffers: &mut Buffers) -> 
     Ok(())
 }
 
-/// Fills the state from a checkpoint, whatever layout wrote it.
+/// Fills the state from a checkpoint, whatever layout wrote it. All ranges are asked for at once: each chunk of the
+/// checkpoint is then read once.
 pub fn load(
     state: &mut State,
     inventory: &Inventory,
     reader: &Reader,
 ) -> lampyris_checkpoint::Result<()> {
+    let parameters = || inventory.parameters.iter().flat_map(|p| KINDS.map(|kind| (p, kind)));
+    let mut values: Vec<Vec<f32>> = parameters().map(|(p, _)| vec![0f32; p.elements()]).collect();
+    let mut requests = Vec::new();
+    for ((parameter, kind), values) in parameters().zip(&mut values) {
+        let mut rest = values.as_mut_slice();
+        for range in split(parameter, 0..parameter.elements()) {
+            let (out, tail) = rest.split_at_mut(range.within.len());
+            rest = tail;
+            requests.push(Request { tensor: range.tensor, kind, start: range.start, out });
+        }
+    }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-    for parameter in &inventory.parameters {
+    reader.load(requests, threads)?;
+    for ((parameter, kind), values) in parameters().zip(&values) {
         let (bucket, placement) = state.buckets.place(parameter.id);
         let array = &state.arrays[bucket];
-        for (kind, flat) in KINDS.iter().zip([&array.master, &array.exp_avg, &array.exp_avg_sq]) {
-            let mut values = vec![0f32; parameter.elements()];
-            let mut requests = Vec::new();
-            let mut rest = values.as_mut_slice();
-            for range in split(parameter, 0..parameter.elements()) {
-                let (out, tail) = rest.split_at_mut(range.within.len());
-                rest = tail;
-                requests.push(Request {
-                    tensor: range.tensor,
-                    kind: *kind,
-                    start: range.start,
-                    out,
-                });
-            }
-            reader.load(requests, threads)?;
-            let (first, len) =
-                (lampyris_torch::dim(placement.offset), lampyris_torch::dim(placement.elements));
-            flat.narrow(0, first, len).copy_(&Tensor::from_slice(&values));
-        }
+        let flat = match kind {
+            Kind::ExpAvg => &array.exp_avg,
+            Kind::ExpAvgSq => &array.exp_avg_sq,
+            Kind::Weight | Kind::GateBias => &array.master,
+        };
+        let (first, len) = (dim(placement.offset), dim(placement.elements));
+        flat.narrow(0, first, len).copy_(&Tensor::from_slice(values));
     }
     for buffer in &inventory.buffers {
         let out = &mut state.biases[buffer.layer];

@@ -364,6 +364,14 @@ impl TrainPlan {
         self.batch.global_batch / self.batch.micro_batch
     }
 
+    /// Runs of micro-batches that one rank sums apart: its share of the leaves in canonical mode, one in fast mode.
+    pub fn leaves_per_rank(&self) -> usize {
+        match self.batch.reduction {
+            Reduction::Canonical => self.batch.leaves / self.parallel.data,
+            Reduction::Fast => 1,
+        }
+    }
+
     /// Tokens of one full-size step.
     pub fn step_tokens(&self) -> u64 {
         (self.batch.global_batch * self.batch.sequence_length) as u64

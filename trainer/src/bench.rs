@@ -73,7 +73,7 @@ pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
     };
     let network = &rank.network;
     let (graph, inventory) = (&network.graph, &network.inventory);
-    let (micro_batches, leaves) = (plan.micro_batches(), plan.batch.leaves);
+    let (micro_batches, leaves) = (plan.micro_batches(), plan.leaves_per_rank());
     let buckets = &rank.state.buckets;
     let program = program::sequential(graph, inventory, buckets, micro_batches, leaves);
     let mut clock = Clock::on();

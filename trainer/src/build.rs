@@ -49,7 +49,7 @@ impl Rank {
             &plan.model,
             batch.sequence_length,
             plan.compute,
-            batch.leaves,
+            plan.leaves_per_rank(),
             bucket_bytes,
             device,
         )

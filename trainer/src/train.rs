@@ -199,7 +199,7 @@ impl<'a> Trainer<'a> {
             _ => {
                 let network = &self.rank.network;
                 let (graph, inventory) = (&network.graph, &network.inventory);
-                let leaves = self.plan.batch.leaves;
+                let leaves = self.plan.leaves_per_rank();
                 let buckets = &self.rank.state.buckets;
                 program::sequential(graph, inventory, buckets, micro_batches, leaves)
             }

@@ -195,12 +195,6 @@ fn what_is_not_trainable_is_named() {
             p.model.attention = Attention::Gqa { heads: 4, kv_heads: 4, head_dim: 16 };
             p.model.mtp_layers = 0;
         }),
-        ("schedule.mtp_loss_steps", |p| {
-            p.schedule.mtp_loss_steps = vec![MtpLossStep { from_tokens: 1, weight: 0.1 }];
-        }),
-        ("schedule.bias_update_until_tokens", |p| {
-            p.schedule.bias_update_until_tokens = Some(1);
-        }),
         ("parallel.data", |p| p.parallel.data = 2),
         ("parallel.zero", |p| p.parallel.zero = 1),
         ("data.sources", |p| p.data.sources.clear()),

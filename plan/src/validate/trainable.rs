@@ -19,7 +19,6 @@ pub struct Unsupported {
 /// The first reason why `plan` cannot be trained by this release. Expects a plan that `validate` accepts.
 pub fn check_trainable(plan: &TrainPlan) -> Result<(), Unsupported> {
     model(plan)?;
-    schedule(plan)?;
     let one_rank = "this release trains on one rank; use 1";
     refuse(plan.parallel.data > 1, "parallel.data", plan.parallel.data, one_rank)?;
     let zero = "this release does not shard the optimizer state; use 0";
@@ -50,20 +49,6 @@ fn model(plan: &TrainPlan) -> Result<(), Unsupported> {
     let mla =
         "experts are trained with multi-head latent attention (architecture = \"deepseek_v3\")";
     refuse(gqa, "model.experts", moe.experts, mla)
-}
-
-fn schedule(plan: &TrainPlan) -> Result<(), Unsupported> {
-    let schedule = &plan.schedule;
-    let constant = "this release keeps one MTP weight; leave it out";
-    let later = !schedule.mtp_loss_steps.is_empty();
-    refuse(later, "schedule.mtp_loss_steps", schedule.mtp_loss_steps.len(), constant)?;
-    match schedule.bias_update_until_tokens {
-        Some(tokens) => {
-            let always = "this release updates the gate biases to the end; leave it out";
-            refuse(true, "schedule.bias_update_until_tokens", tokens, always)
-        }
-        None => Ok(()),
-    }
 }
 
 fn refuse(

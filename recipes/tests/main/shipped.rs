@@ -14,7 +14,7 @@ const PLAN_ONLY: &[(&str, &str)] = &[
     ("deepseek_moe_16b", "model.gate"),
     ("deepseek_v2_lite", "model.gate"),
     ("deepseek_v2", "model.gate"),
-    ("deepseek_v3", "schedule.mtp_loss_steps"),
+    ("deepseek_v3", "parallel.data"),
 ];
 
 #[test]

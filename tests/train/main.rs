@@ -7,3 +7,4 @@ mod golden;
 mod parity;
 mod resume;
 mod run;
+mod text;

@@ -58,10 +58,14 @@ fn show_takes_the_newest_a_step_or_a_folder() {
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         ended.stdout
     };
-    assert!(show(&["run"]).starts_with("run/checkpoints/step-6.attempt-1\n  step          6\n"));
-    assert!(show(&["run", "--step", "4"]).ends_with("samples       4\n"));
+    assert!(
+        show(&["run"]).starts_with("run/checkpoints/step-6.attempt-1\n  step              6\n")
+    );
+    assert!(show(&["run", "--step", "4"]).ends_with("samples           4\n"));
     let folder = show(&["run/checkpoints/step-2.attempt-1"]);
-    for part in ["continues     a fresh start", "weight        125,376", "cpu           fake"] {
+    for part in
+        ["continues         a fresh start", "weight            125,376", "cpu               fake"]
+    {
         assert!(folder.contains(part), "{part:?} in\n{folder}");
     }
     let missing = desk.run(&["checkpoint", "show", "run", "--step", "3"]);

@@ -97,9 +97,16 @@ fn open(options: &Options) -> Result<(Rank, Tokenizer, usize)> {
     let mut rank =
         Rank::new(&import.spec, options.window, Compute::Fp32, 1, usize::MAX, Device::Cpu)?;
     parity::load(&mut rank, &import)?;
+    let json = from.join("tokenizer.json");
+    ensure!(
+        json.exists(),
+        "{} has no tokenizer.json, without which there is no text; generate from the run itself, \
+         or put the model's tokenizer.json there",
+        from.display()
+    );
     let tokenizer = match Tokenizer::load(from) {
         Ok(tokenizer) => tokenizer,
-        Err(_) => Tokenizer::from_file(&from.join("tokenizer.json"), &options.end_of_document)?,
+        Err(_) => Tokenizer::from_file(&json, &options.end_of_document)?,
     };
     Ok((rank, tokenizer, options.window))
 }

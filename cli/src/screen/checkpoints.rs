@@ -63,7 +63,7 @@ pub(crate) fn shown(path: &Path, shown: &Shown) -> String {
 }
 
 fn row(name: &str, value: impl std::fmt::Display) -> String {
-    format!("  {name:<14}{value}")
+    format!("  {name:<18}{value}")
 }
 
 /// One line per checkpoint, one more per problem.

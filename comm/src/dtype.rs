@@ -23,12 +23,14 @@ pub enum DType {
     Bf16 = 4,
     /// IEEE binary16, summed in fp32.
     F16 = 5,
+    /// 8-bit float of 4 exponent and 3 mantissa bits, without infinities; summed in fp32 (by `hfreduce` only).
+    Fp8E4m3 = 6,
 }
 
 impl DType {
     /// The type with this number in a header.
     pub fn from_wire(byte: u8) -> Option<Self> {
-        [Self::Bytes, Self::F32, Self::F64, Self::I64, Self::Bf16, Self::F16]
+        [Self::Bytes, Self::F32, Self::F64, Self::I64, Self::Bf16, Self::F16, Self::Fp8E4m3]
             .into_iter()
             .find(|dtype| *dtype as u8 == byte)
     }
@@ -36,7 +38,7 @@ impl DType {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
-            Self::Bytes => 1,
+            Self::Bytes | Self::Fp8E4m3 => 1,
             Self::Bf16 | Self::F16 => 2,
             Self::F32 => 4,
             Self::F64 | Self::I64 => 8,

@@ -53,14 +53,15 @@ pub(crate) fn plan(request: &Request<'_>) -> Result<Planned> {
         return Err(Error::Invalid(format!("root {} of {} members", r.root, r.members)));
     }
     let element = r.arithmetic.partial_bytes.max(r.arithmetic.dtype.bytes());
-    let bytes = (r.elements * element) as u64;
+    // Slices of given owners: a choice among the algorithms that have slices, as for a large buffer.
+    let bytes = if r.slices.is_some() { u64::MAX } else { (r.elements * element) as u64 };
     // Gathering does not add, so any order is canonical.
     let canonical = r.canonical
         && matches!(r.kind, Kind::AllReduce | Kind::ReduceScatter | Kind::Reduce)
         && r.members > 1;
     let algorithm = r.table.choose(r.kind, bytes, r.members, canonical)?;
     if r.slices.is_some() && algorithm == Algorithm::Doubling {
-        return Err(Error::Invalid("doubling has no slices".into()));
+        return Err(Error::Invalid("doubling exchanges whole buffers: not for slices".into()));
     }
     let fan_in = algorithm.fan_in(r.kind, r.members);
     let most = (r.landing_bytes / (2 * fan_in)).max(LEAST_LANDING);

@@ -1,1 +1,3 @@
 //! Reduction of gradient buckets through host memory.
+
+pub mod kernels;

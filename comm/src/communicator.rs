@@ -281,8 +281,11 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
+        let own = std::thread::current().id();
         let join = |thread: Option<JoinHandle<()>>| {
-            if thread.is_some_and(|thread| thread.join().is_err()) {
+            // Should one of them hold the last handle after all, it ends by itself.
+            let other = thread.filter(|thread| thread.thread().id() != own);
+            if other.is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a communication thread panicked");
             }
         };

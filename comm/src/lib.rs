@@ -36,7 +36,7 @@ pub use dtype::{Arithmetic, CANONICAL_NAN, DType, Element, Kernel};
 pub use engine::launch::Stream;
 pub use error::{Error, Result};
 pub use group::Group;
-pub use group::streamed::Streamed;
+pub use group::streamed::{Advance, Streamed};
 pub use ids::{Attempt, Generation, Node, Rank};
 pub use memory::{Memory, SharedMemory};
 pub use rendezvous::Server;

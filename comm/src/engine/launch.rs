@@ -8,6 +8,7 @@ use crate::memory::Memory;
 use crate::schedule::{Part, Schedule};
 use crate::transport::Lane;
 use crate::wire::header::{Descriptor, Imm};
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ pub(crate) struct Launch {
     pub(crate) timeout: Duration,
     pub(crate) deadline: Instant,
     pub(crate) completion: Arc<Completion>,
+    /// What keeps the memories alive, where the caller does not. Dropped before the caller learns of the end.
+    pub(crate) keep: Option<Box<dyn Any + Send>>,
     /// Memory behind `memories.partial` that belongs to the operation alone.
     pub(crate) scratch: Vec<u64>,
 }
@@ -73,6 +76,13 @@ pub(crate) struct Target {
 }
 
 impl Launch {
+    /// Ends it. What it holds of its caller goes first: a communicator must never be dropped by its own engine.
+    pub(crate) fn end(&mut self, result: Result<()>) {
+        self.stream = None;
+        self.keep = None;
+        self.completion.set(result);
+    }
+
     /// Whether `rank` sends this one a header for the operation.
     pub(crate) fn neighbours_know(&self, rank: Rank) -> bool {
         self.neighbours.iter().any(|&member| self.members[member] == rank)

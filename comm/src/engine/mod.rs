@@ -11,7 +11,6 @@ pub(crate) mod launch;
 pub(crate) mod operation;
 pub(crate) mod queue;
 
-use crate::completion::Completion;
 use crate::error::{Error, Result};
 use crate::ids::Rank;
 use crate::memory::Memory;
@@ -153,10 +152,12 @@ impl Engine {
         let closed = || Error::Invalid("this communicator is closed".into());
         let cause = self.shared.fate().cloned().unwrap_or_else(closed);
         self.outlet.transport.abort();
-        let fail = |completion: &Completion| completion.set(Err(cause.clone()));
-        self.slots.iter().flatten().for_each(|operation| fail(&operation.launch.completion));
-        self.held.iter().flatten().for_each(|launch| fail(&launch.completion));
-        self.queue.end().iter().for_each(|launch| fail(&launch.completion));
+        let operations = self.slots.iter_mut().flatten().map(|operation| &mut operation.launch);
+        let held = self.held.iter_mut().flatten();
+        let mut queued = self.queue.end();
+        for launch in operations.chain(held).chain(&mut queued) {
+            launch.end(Err(cause.clone()));
+        }
     }
 
     fn run_to_end(&mut self) -> Result<()> {
@@ -353,7 +354,7 @@ impl Engine {
             let Some(operation) = slot else { continue };
             if !operation.completed && operation.is_complete() {
                 operation.completed = true;
-                operation.launch.completion.set(Ok(()));
+                operation.launch.end(Ok(()));
             }
             if operation.completed && operation.is_quiet() {
                 *slot = None;

@@ -40,7 +40,7 @@ impl Queue {
     }
 
     /// Hands an operation over. Waits while too many are queued.
-    pub(crate) fn push(&self, launch: Launch) {
+    pub(crate) fn push(&self, mut launch: Launch) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.launches.len() >= QUEUE && !state.ended {
             state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ impl Queue {
             drop(state);
             let cause = self.shared.fate().cloned();
             let closed = || Error::Invalid("this communicator is closed".into());
-            launch.completion.set(Err(cause.unwrap_or_else(closed)));
+            launch.end(Err(cause.unwrap_or_else(closed)));
             return;
         }
         state.launches.push_back(launch);

@@ -167,6 +167,7 @@ impl Group {
             timeout: self.timeout,
             deadline: Instant::now() + self.timeout,
             completion: Arc::clone(&completion),
+            keep: None,
             scratch: Vec::new(),
         };
         Ok((launch, completion))

@@ -5,10 +5,11 @@ use crate::communicator::Inner;
 use crate::completion::Completion;
 use crate::dtype::Arithmetic;
 use crate::engine::launch::{Memories, Stream};
+use crate::engine::queue::Queue;
 use crate::error::{Error, Result};
 use crate::ids::Rank;
 use crate::memory::{Memory, SharedMemory};
-use crate::plan::Request;
+use crate::plan::{Request, plan};
 use crate::wire::header::Kind;
 use std::any::Any;
 use std::ops::Range;
@@ -39,11 +40,35 @@ impl Group {
         let request =
             Request { slices: Some(slices), ..self.request(kind, arithmetic, elements, 0) };
         let memories = Memories { input: partial, partial, output };
-        let (launch, completion) = self.prepare(&request, memories, stream, keep)?;
+        let (mut launch, completion) = self.prepare(&request, memories, stream, ())?;
+        launch.keep = Some(Box::new(keep));
         let order = launch.schedule.pieces.iter().map(|piece| piece.range.clone()).collect();
         let inner = Arc::clone(&self.inner);
         self.submit(launch);
         Ok(Streamed { completion, order, inner })
+    }
+
+    /// The order of pieces that [`Self::start_streamed`] would have for these slices. Pure.
+    ///
+    /// # Errors
+    /// When the request would be refused.
+    pub fn preview(
+        &self,
+        kind: Kind,
+        arithmetic: Arithmetic,
+        slices: &[Range<usize>],
+    ) -> Result<Vec<Range<usize>>> {
+        let elements = slices.iter().map(|slice| slice.end).max().unwrap_or(0);
+        let request =
+            Request { slices: Some(slices), ..self.request(kind, arithmetic, elements, 0) };
+        let planned = plan(&request)?;
+        Ok(planned.schedule.pieces.into_iter().map(|piece| piece.range).collect())
+    }
+
+    /// Adds to this rank's count of bytes moved by its cores.
+    pub fn touched(&self, bytes: usize) {
+        let counters = &self.inner.shared.counters;
+        counters.host_memory.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Exchanges memory with the other members, all on one node: everybody's, in member order, this rank's own too.
@@ -76,6 +101,17 @@ impl Group {
     }
 }
 
+/// Wakes the engine of a streamed operation; keeps no communicator alive.
+#[derive(Debug, Clone)]
+pub struct Advance(Arc<Queue>);
+
+impl Advance {
+    /// Contributions have appeared: [`Stream::ready`] is asked again.
+    pub fn ring(&self) {
+        self.0.advance();
+    }
+}
+
 /// A streamed operation.
 #[derive(Debug)]
 pub struct Streamed {
@@ -90,9 +126,9 @@ impl Streamed {
         &self.order
     }
 
-    /// Tells the engine to ask `ready` again.
-    pub fn advance(&self) {
-        self.inner.queue.advance();
+    /// How to tell the engine that `ready` has changed.
+    pub fn advance(&self) -> Advance {
+        Advance(Arc::clone(&self.inner.queue))
     }
 
     /// Whether it has ended.

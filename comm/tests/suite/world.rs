@@ -1,4 +1,6 @@
-//! Worlds of ranks as threads of this process, over any transport.
+//! Worlds of ranks as threads of this process, over any transport. Also part of `hfreduce`'s tests.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use lampyris_comm::{
     Attempt, Communicator, Generation, Membership, Node, Options, Rank, Secret, Server,

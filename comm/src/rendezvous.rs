@@ -204,8 +204,12 @@ pub(crate) fn join(
     let ranks = u32::try_from(me.ranks).expect("at most MAX_RANKS");
     let join = Join { entry: entry(here)?, ranks };
     let mut file = Blocking(&fd);
-    file.send_message(&join.encode()).map_err(|errno| failed(errno.into()))?;
-    let reply = file.receive_message(MAX_MESSAGE).map_err(|errno| failed(errno.into()))?;
+    let sent = file.send_message(&join.encode());
+    // A server that refuses hangs up without reading: its reason has arrived even if sending failed.
+    let reply = match (sent, file.receive_message(MAX_MESSAGE)) {
+        (_, Ok(reply)) => reply,
+        (Err(errno), Err(_)) | (Ok(()), Err(errno)) => return Err(failed(errno.into())),
+    };
     match Reply::decode(&reply) {
         Ok(Reply::Table(entries)) if entries.len() == me.ranks => Ok(entries),
         Ok(Reply::Table(_)) => {

@@ -221,7 +221,11 @@ pub(crate) fn hundred_generations() {
     }
     let after = (descriptors(), mappings());
     assert_eq!(before, after, "descriptors and mappings after 10 and after 100 generations");
-    let threads = std::fs::read_dir("/proc/self/task").expect("proc").count();
-    // main, the rendezvous.
-    assert!(threads <= 3, "{threads} threads left");
+    // main, this test, the rendezvous. A joined thread stays in the list until the kernel has let go of it.
+    let threads = || std::fs::read_dir("/proc/self/task").expect("proc").count();
+    let patience = Instant::now() + Duration::from_secs(10);
+    while threads() > 3 {
+        assert!(Instant::now() < patience, "{} threads left", threads());
+        std::thread::yield_now();
+    }
 }

@@ -52,3 +52,28 @@ impl MicroBatch {
         self.sequences * self.length
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_cut_into_inputs_and_shifted_targets() {
+        // Two windows of 3 positions and two depths.
+        let windows = [1, 2, 3, 4, 5, 11, 12, 13, 14, 15];
+        let valid = |k: usize, i: usize| (k, i) != (0, 4) && (k, i) != (1, 0);
+        let batch = MicroBatch::new(&windows, 3, 2, valid, Device::Cpu);
+        let values = |x: &Tensor| Vec::<i64>::try_from(x).unwrap();
+        assert_eq!((batch.sequences, batch.length, batch.tokens()), (2, 3, 6));
+        assert_eq!(values(&batch.ids[0]), [1, 2, 3, 11, 12, 13]);
+        assert_eq!(values(&batch.ids[1]), [2, 3, 4, 12, 13, 14]);
+        assert_eq!(values(&batch.targets[0]), [2, 3, 4, 12, -1, 14]);
+        assert_eq!(values(&batch.targets[1]), [-1, 4, 5, 13, 14, 15]);
+    }
+
+    #[test]
+    #[should_panic(expected = "windows are whole")]
+    fn half_a_window_is_a_mistake_of_the_caller() {
+        MicroBatch::new(&[1, 2, 3], 3, 1, |_, _| true, Device::Cpu);
+    }
+}

@@ -211,7 +211,8 @@ impl Network {
         let depth = layer + 1 - self.spec.layers;
         let eps = self.spec.norm_eps;
         let weight = ctx.weights.get(self.embedding);
-        let embedded = ops::embedding(weight, &ctx.batch.ids[depth], &self.anchor, ctx.sink)?;
+        // Anchored at the hidden state, not at the network's anchor: backward walks only what leads to a segment's inputs.
+        let embedded = ops::embedding(weight, &ctx.batch.ids[depth], hidden, ctx.sink)?;
         let embedded =
             ops::rms_norm(&embedded, ctx.weights.get(ids.embedding_norm), eps, ctx.sink)?;
         let hidden = ops::rms_norm(hidden, ctx.weights.get(ids.hidden_norm), eps, ctx.sink)?;

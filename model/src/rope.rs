@@ -69,6 +69,7 @@ pub fn softmax_factor(rope: &Rope) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::rotary;
 
     fn yarn(original: usize) -> Yarn {
         Yarn {
@@ -94,5 +95,61 @@ mod tests {
         let rope = Rope { theta: 1e4, interleaved: true, yarn: Some(yarn(4096)) };
         let m = 0.1 * 40f64.ln() + 1.0;
         assert!((softmax_factor(&rope) - m * m).abs() < 1e-12);
+    }
+
+    #[test]
+    fn tables_equal_the_direct_formula() {
+        let stretched = |change: fn(&mut Yarn)| {
+            let mut yarn = yarn(64);
+            change(&mut yarn);
+            Some(yarn)
+        };
+        let yarns = [
+            None,
+            stretched(|_| ()),
+            stretched(|y| (y.mscale, y.mscale_all_dim) = (Some(0.707), Some(1.4))),
+            stretched(|y| (y.mscale, y.mscale_all_dim) = (None, Some(0.5))),
+            stretched(|y| (y.mscale, y.mscale_all_dim) = (Some(0.5), Some(0.0))),
+            stretched(|y| y.attention_factor = Some(0.9)),
+            stretched(|y| y.factor = 1.0),
+            stretched(|y| (y.beta_fast, y.beta_slow, y.factor) = (4.0, 0.5, 3.0)),
+            stretched(|y| (y.original_max_positions, y.beta_fast) = (1_000_000, 2.0)),
+        ];
+        for (theta, dim) in [(1e4, 64), (1e4, 8), (5e5, 2), (50.0, 32)] {
+            for yarn in &yarns {
+                let rope = Rope { theta, interleaved: true, yarn: yarn.clone() };
+                let (cos, sin) = angles(&rope, dim, 70, Device::Cpu);
+                assert_eq!(cos.size(), [70, lampyris_torch::dim(dim / 2)]);
+                let table = |t: Tensor| Vec::<f32>::try_from(t.flatten(0, -1)).unwrap();
+                let (cos, sin) = (table(cos), table(sin));
+                for (i, (cos, sin)) in cos.into_iter().zip(sin).enumerate() {
+                    let (position, pair) = (i / (dim / 2), i % (dim / 2));
+                    let angle = position as f64 * rotary::frequency(&rope, dim, pair);
+                    let factor = rotary::length_factor(&rope);
+                    let off = f64::max(
+                        (f64::from(cos) - angle.cos() * factor).abs(),
+                        (f64::from(sin) - angle.sin() * factor).abs(),
+                    );
+                    assert!(off < 1e-7 * factor, "{rope:?} {position} {pair}: {off:e}");
+                }
+                assert!((softmax_factor(&rope) - rotary::softmax_factor(&rope)).abs() < 1e-12);
+            }
+        }
+    }
+
+    /// Pairs that turn fast keep their frequency, slow ones are stretched by the whole factor.
+    #[test]
+    fn yarn_keeps_fast_pairs_and_stretches_slow_ones() {
+        let rope = |yarn| Rope { theta: 1e4, interleaved: true, yarn };
+        let (plain, stretched) =
+            (frequencies(&rope(None), 64), frequencies(&rope(Some(yarn(4096))), 64));
+        for (i, (plain, stretched)) in plain.iter().zip(&stretched).enumerate() {
+            let ratio = plain / stretched;
+            match i {
+                0..=10 => assert_eq!(ratio, 1.0),
+                23.. => assert!((ratio - 40.0).abs() < 1e-9, "{i}: {ratio}"),
+                _ => assert!(ratio > 1.0 && ratio < 40.0, "{i}: {ratio}"),
+            }
+        }
     }
 }

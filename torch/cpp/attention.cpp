@@ -86,11 +86,27 @@ at::Tensor tokens_first(const at::Tensor& x, int64_t heads) {
   return x.view({-1, heads, x.size(1), x.size(2)}).transpose(1, 2);
 }
 
+void check_angles(const at::Tensor& cos, const at::Tensor& sin, int64_t sequence, int64_t half) {
+  TORCH_CHECK(cos.sizes() == sin.sizes() && cos.size(0) >= sequence && cos.size(1) == half, "angles of ", cos.sizes(),
+              " do not serve ", sequence, " positions of ", half, " pairs");
+}
+
+// x has `rows` rows of `cols` elements.
+void check_rows(const at::Tensor& x, int64_t rows, int64_t cols, const char* what) {
+  TORCH_CHECK(x.dim() == 2 && x.size(0) == rows && x.size(1) == cols, what, " is ", x.sizes(), ", not [", rows, ", ",
+              cols, "]");
+}
+
 struct MlaPack : torch::autograd::Function<MlaPack> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& q_raw, const at::Tensor& kv,
                                const at::Tensor& k_rope, const at::Tensor& cos, const at::Tensor& sin,
                                const MlaShape& s) {
     int64_t tokens = kv.size(0), batch = tokens / s.sequence, head = s.nope + s.rope;
+    check_angles(cos, sin, s.sequence, s.rope / 2);
+    check_rows(q_raw, batch * s.sequence, s.heads * head, "q_raw");
+    check_rows(kv, batch * s.sequence, s.heads * (s.nope + s.value), "kv");
+    check_rows(k_rope, batch * s.sequence, s.rope, "k_rope");
+    TORCH_CHECK(k_rope.scalar_type() == kv.scalar_type(), "k_rope and kv have one element type");
     ctx->save_for_backward({cos, sin});
     ctx->saved_data["shape"] = std::vector<int64_t>{s.sequence, s.heads, s.nope, s.rope, s.value};
     if (!use_kernels(kv)) {
@@ -156,6 +172,8 @@ struct GqaPack : torch::autograd::Function<GqaPack> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& qkv, const at::Tensor& cos,
                                const at::Tensor& sin, const GqaShape& s) {
     int64_t tokens = qkv.size(0), batch = tokens / s.sequence, d = s.head_dim;
+    check_angles(cos, sin, s.sequence, d / 2);
+    check_rows(qkv, batch * s.sequence, (s.heads + 2 * s.kv_heads) * d, "qkv");
     ctx->save_for_backward({cos, sin});
     ctx->saved_data["shape"] =
         std::vector<int64_t>{s.sequence, s.heads, s.kv_heads, s.head_dim, int64_t(s.interleaved)};

@@ -41,6 +41,9 @@ struct Holder : torch::CustomClassHolder {
 
 struct GroupedLinear : torch::autograd::Function<GroupedLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const std::shared_ptr<Groups>& groups) {
+    auto& offsets = groups->offsets;
+    TORCH_CHECK(offsets.front() == 0 && offsets.back() == x.size(0) && std::is_sorted(offsets.begin(), offsets.end()),
+                "groups must cover the ", x.size(0), " rows in order");
     auto y = at::empty({x.size(0), groups->weights[0].size(0)}, x.options());
     for (size_t g = 0; g < groups->weights.size(); ++g) {
       int64_t first = groups->offsets[g], count = groups->offsets[g + 1] - first;
@@ -103,7 +106,9 @@ std::pair<at::Tensor, at::Tensor> swiglu_backward(const at::Tensor& grad, const 
 }
 
 at::Tensor swiglu_forward(const at::Tensor& gate_up, const at::Tensor& weight) {
+  TORCH_CHECK(gate_up.size(-1) > 0 && gate_up.size(-1) % 2 == 0, "gate and up have the same width");
   int64_t width = gate_up.size(-1) / 2, rows = gate_up.numel() / (2 * width);
+  TORCH_CHECK(!weight.defined() || weight.numel() == rows, rows, " rows have ", weight.numel(), " weights");
   auto shape = gate_up.sizes().vec();
   shape.back() = width;
   if (!use_kernels(gate_up)) {

@@ -9,6 +9,7 @@ using torch::autograd::variable_list;
 
 at::Tensor rms_norm_forward(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor& rstd) {
   int64_t cols = x.size(-1), rows = x.numel() / cols;
+  TORCH_CHECK(w.numel() == cols, "a norm of ", cols, " columns has ", w.numel(), " weights");
   if (!use_kernels(x)) {
     auto xf = x.to(at::kFloat);
     rstd = at::rsqrt(xf.square().mean(-1, /*keepdim=*/true) + eps).reshape({rows});

@@ -4,12 +4,20 @@
 namespace lampyris {
 namespace {
 
+// Kernels do not look at what they are told to read: index i64, every value in [low, rows).
+void check_rows(const at::Tensor& index, int64_t low, int64_t rows) {
+  auto* values = data<int64_t>(index);
+  for (int64_t i = 0; i < index.numel(); ++i)
+    TORCH_CHECK(values[i] >= low && values[i] < rows, "row ", values[i], " of ", rows, " does not exist");
+}
+
 at::Tensor gather_rows(const at::Tensor& x, const at::Tensor& source) {
   int64_t rows = source.size(0), cols = x.size(1);
   if (!use_kernels(x)) {
     auto picked = x.index_select(0, source.clamp_min(0));
     return picked.masked_fill(source.lt(0).view({rows, 1}), 0);
   }
+  check_rows(source, INT64_MIN, x.size(0));
   auto out = at::empty({rows, cols}, x.options());
   auto in = x.contiguous();
   by_type(x, [&](auto* tag) {
@@ -25,6 +33,7 @@ at::Tensor gather_rows(const at::Tensor& x, const at::Tensor& source) {
 
 at::Tensor sum_rows(const at::Tensor& rows, const at::Tensor& position, const at::Tensor& group) {
   int64_t tokens = position.size(0), slots = position.size(1), cols = rows.size(1);
+  TORCH_CHECK(group.sizes() == position.sizes(), "every position has a group");
   if (!use_kernels(rows)) {
     auto total = at::zeros({tokens, cols}, rows.options().dtype(at::kFloat));
     int64_t groups = group.numel() ? group.max().item<int64_t>() + 1 : 0;
@@ -38,6 +47,7 @@ at::Tensor sum_rows(const at::Tensor& rows, const at::Tensor& position, const at
     }
     return total.to(rows.scalar_type());
   }
+  check_rows(position, 0, rows.size(0));
   auto out = at::empty({tokens, cols}, rows.options());
   auto in = rows.contiguous();
   by_type(rows, [&](auto* tag) {
@@ -54,6 +64,7 @@ at::Tensor sum_rows(const at::Tensor& rows, const at::Tensor& position, const at
 // In place: logits [n, V] become the gradient of scale * sum of losses. Returns the loss per row, fp32.
 at::Tensor cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double scale) {
   int64_t rows = logits.size(0), vocab = logits.size(1);
+  TORCH_CHECK(targets.numel() == rows, rows, " rows of logits have ", targets.numel(), " targets");
   if (!use_kernels(logits)) {
     auto valid = targets.ge(0).view({rows, 1});
     auto index = targets.clamp_min(0).view({rows, 1});
@@ -63,6 +74,7 @@ at::Tensor cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double 
     logits.copy_(grad.masked_fill(valid.logical_not(), 0));
     return loss.view({rows});
   }
+  check_rows(targets, INT64_MIN, vocab);
   auto loss = at::empty({rows}, logits.options().dtype(at::kFloat));
   by_type(logits, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
@@ -78,6 +90,9 @@ at::Tensor cross_entropy_(at::Tensor& logits, const at::Tensor& targets, double 
 
 void adamw(at::Tensor& master, at::Tensor& m, at::Tensor& v, const at::Tensor& grad, at::Tensor* copy,
            const AdamW& args) {
+  int64_t n = master.numel();
+  TORCH_CHECK(m.numel() == n && v.numel() == n && grad.numel() == n && (!copy || copy->numel() == n),
+              "the arrays of an optimizer have one length");
   if (!use_kernels(master)) {
     auto g = grad * args.grad_scale;
     m.mul_(args.beta1).add_(g * (1.0f - args.beta1));

@@ -45,8 +45,16 @@ void by_type(const at::Tensor& x, F f) {
 }
 
 template <typename T>
+constexpr at::ScalarType kTypeOf = at::kLong;
+template <>
+constexpr at::ScalarType kTypeOf<float> = at::kFloat;
+template <>
+constexpr at::ScalarType kTypeOf<bf16> = at::kBFloat16;
+
+template <typename T>
 T* data(const at::Tensor& x) {
   TORCH_CHECK(x.is_contiguous(), "kernel needs a contiguous tensor");
+  TORCH_CHECK(x.scalar_type() == kTypeOf<T>, "kernel needs ", kTypeOf<T>, ", not ", x.scalar_type());
   return static_cast<T*>(x.data_ptr());
 }
 

@@ -93,7 +93,8 @@ pub fn swiglu(gate_up: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// Rows `ids` of weight `[V, hidden]`. `anchor` is any tensor that requires a gradient: it makes autograd visit this
-/// operation although neither ids nor weight take part.
+/// operation although neither ids nor weight take part. It must be, or lead to, one of the inputs that
+/// [`crate::grad`] is asked for: backward walks nothing else.
 pub fn embedding(weight: Weight<'_>, ids: &Tensor, anchor: &Tensor, sink: &Sink) -> Result<Tensor> {
     ffi::embedding(weight, ids, anchor, &sink.0)
 }

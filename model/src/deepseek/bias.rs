@@ -15,6 +15,9 @@ pub fn update(bias: &mut [f32], counts: &[u64], gamma: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deepseek::gate::select;
+    use crate::reference::{Random, deepseek};
+    use lampyris_plan::model_spec::Moe;
 
     /// The formula in fp64.
     fn twin(bias: &[f32], counts: &[u64], gamma: f64) -> Vec<f64> {
@@ -41,21 +44,27 @@ mod tests {
 
     #[test]
     fn repeated_updates_balance_a_skewed_gate() {
-        let base = [0.9f32, 0.5, 0.4, 0.3];
-        let mut bias = vec![0f32; 4];
-        let mut last = vec![];
-        for _ in 0..2000 {
-            // 64 tokens whose scores differ a little; top-1.
-            let mut counts = vec![0u64; 4];
-            for token in 0..64u64 {
-                let jitter = |e: u64| ((token * 7 + e * 13) % 17) as f32 * 0.01;
-                let score = |e: usize| base[e] + bias[e] + jitter(e as u64);
-                let best = (0..4).max_by(|&a, &b| score(a).total_cmp(&score(b))).expect("four");
-                counts[best] += 1;
+        let moe = Moe { experts_per_token: 2, ..deepseek().moe.unwrap() };
+        let mut random = Random::new(8);
+        let mut bias = vec![0f32; moe.experts];
+        // Largest load over mean load of 256 fresh tokens; expert e starts ahead by 0.1 e.
+        let mut violation = |bias: &mut Vec<f32>| {
+            let scores: Vec<f32> = (0..256 * moe.experts)
+                .map(|i| 0.1 * (i % moe.experts) as f32 + 0.1 * random.normal() as f32)
+                .collect();
+            let mut counts = vec![0u64; moe.experts];
+            for expert in select(&scores, bias, &moe) {
+                counts[usize::try_from(expert).unwrap()] += 1;
             }
-            update(&mut bias, &counts, 1e-3);
-            last = counts;
+            update(bias, &counts, 1e-3);
+            let mean = 256.0 * moe.experts_per_token as f64 / moe.experts as f64;
+            counts.iter().copied().max().unwrap() as f64 / mean - 1.0
+        };
+        let first = violation(&mut bias);
+        for _ in 0..1000 {
+            violation(&mut bias);
         }
-        assert!(last.iter().all(|&c| (8..=24).contains(&c)), "{last:?}");
+        let last = (0..50).map(|_| violation(&mut bias)).sum::<f64>() / 50.0;
+        assert!(first > 2.0 && last < 0.3, "{first} {last}");
     }
 }

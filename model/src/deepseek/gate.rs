@@ -81,7 +81,8 @@ fn top_two(values: &[f32]) -> f32 {
     first + second
 }
 
-/// First index of the largest value. NaN never wins, so a broken router cannot index out of range.
+/// First index of the largest value. Nothing is larger than NaN, and NaN is larger than nothing: whatever a broken router
+/// gives, the index exists.
 fn best(values: &[f32]) -> usize {
     let mut at = 0;
     for (i, &value) in values.iter().enumerate() {
@@ -115,4 +116,79 @@ fn balance_loss(ctx: &Context<'_>, moe: &Moe, scores: &Tensor, index: &Tensor) -
     let share = scores / scores.sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
     let p = sum(&share) / s as f64;
     (f * p).sum(Kind::Float) * moe.balance_loss
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::{Random, deepseek, gate::choose};
+
+    fn gates() -> Vec<Moe> {
+        let base = deepseek().moe.unwrap();
+        [
+            (8, 1, 1, 1),
+            (8, 1, 1, 3),
+            (8, 4, 2, 3),
+            (8, 2, 1, 4),
+            (12, 3, 3, 12),
+            (16, 4, 2, 4),
+            (6, 3, 1, 2),
+        ]
+        .map(|(experts, groups, groups_per_token, experts_per_token)| Moe {
+            experts,
+            groups,
+            groups_per_token,
+            experts_per_token,
+            ..base.clone()
+        })
+        .into()
+    }
+
+    /// Scores of a few levels only tie all the time; fine ones never do.
+    #[test]
+    fn selection_equals_counting_with_ties_and_without() {
+        let mut random = Random::new(1);
+        for moe in gates() {
+            for levels in [2, 4, 1 << 20] {
+                let mut value = || random.below(levels) as f32 / levels as f32;
+                let scores: Vec<f32> = (0..300 * moe.experts).map(|_| value()).collect();
+                let bias: Vec<f32> = (0..moe.experts).map(|_| value() - 0.5).collect();
+                let wide =
+                    |values: &[f32]| -> Vec<f64> { values.iter().map(|&x| f64::from(x)).collect() };
+                let want: Vec<i64> = scores
+                    .chunks_exact(moe.experts)
+                    .flat_map(|row| choose(&wide(row), &wide(&bias), &moe))
+                    .map(dim)
+                    .collect();
+                let got = select(&scores, &bias, &moe);
+                let differ = got.iter().zip(&want).position(|(got, want)| got != want);
+                assert_eq!((got.len(), differ), (want.len(), None), "{moe:?} {levels}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bias_moves_the_choice_and_nothing_else_does() {
+        let moe = Moe { groups: 1, groups_per_token: 1, experts_per_token: 2, ..gates().remove(0) };
+        let scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+        assert_eq!(select(&scores, &[0.0; 8], &moe), [7, 6]);
+        assert_eq!(select(&scores, &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0], &moe), [0, 6]);
+    }
+
+    #[test]
+    fn a_broken_router_still_names_experts_that_exist() {
+        let mut random = Random::new(2);
+        for moe in gates() {
+            for broken in 0..=moe.experts {
+                let mut scores: Vec<f32> =
+                    (0..20 * moe.experts).map(|_| random.normal() as f32).collect();
+                for row in scores.chunks_exact_mut(moe.experts) {
+                    row[moe.experts - broken..].fill(f32::NAN);
+                }
+                let found = select(&scores, &vec![0.0; moe.experts], &moe);
+                assert_eq!(found.len(), 20 * moe.experts_per_token);
+                assert!(found.iter().all(|&e| (0..dim(moe.experts)).contains(&e)));
+            }
+        }
+    }
 }

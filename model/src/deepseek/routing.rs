@@ -97,3 +97,167 @@ impl Routing {
 fn index(value: i64) -> usize {
     usize::try_from(value).expect("experts and rows are not negative")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::{Random, deepseek, distance};
+    use tch::Kind;
+
+    const HIDDEN: i64 = 5;
+
+    /// Distinct experts for each of `tokens` tokens, in no order.
+    fn choose(random: &mut Random, tokens: usize, moe: &Moe) -> Vec<i64> {
+        let mut out = Vec::new();
+        for _ in 0..tokens {
+            let mut left: Vec<usize> = (0..moe.experts).collect();
+            for _ in 0..moe.experts_per_token {
+                out.push(dim(left.remove(random.below(left.len()))));
+            }
+        }
+        out
+    }
+
+    fn moes() -> Vec<Moe> {
+        let base = deepseek().moe.unwrap();
+        let sizes = [(8, 4, 3), (8, 1, 1), (2, 1, 2), (16, 4, 6), (64, 8, 8)];
+        sizes
+            .map(|(experts, groups, experts_per_token)| Moe {
+                experts,
+                groups,
+                experts_per_token,
+                ..base.clone()
+            })
+            .into()
+    }
+
+    /// A stand-in for an expert: its number as a factor, and the row's routing weight.
+    fn apply(routing: &Routing, rows: &Tensor, weights: &Tensor) -> Tensor {
+        let each = |e: usize| {
+            let (first, end) = (routing.offsets[e], routing.offsets[e + 1]);
+            rows.narrow(0, first, end - first) * (e as f64 + 1.0)
+        };
+        let all: Vec<Tensor> = (0..routing.counts.len()).map(each).collect();
+        Tensor::cat(&all, 0) * weights.unsqueeze(1)
+    }
+
+    /// Every expert over all tokens, times its weight where it was chosen.
+    fn masked_loop(experts: &[i64], moe: &Moe, x: &Tensor, weights: &Tensor) -> Tensor {
+        let k = moe.experts_per_token;
+        let out = x.zeros_like();
+        for expert in 0..moe.experts {
+            for (slot, _) in experts.iter().enumerate().filter(|(_, e)| index(**e) == expert) {
+                let (token, at) = (dim(slot / k), dim(slot % k));
+                let mut row = out.get(token);
+                row += x.get(token) * (expert as f64 + 1.0) * weights.double_value(&[token, at]);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn dispatch_experts_combine_equals_a_masked_loop() {
+        let mut random = Random::new(3);
+        for moe in moes() {
+            for (tokens, pad) in [(1, 1), (1, 32), (23, 1), (23, 4), (40, 32)] {
+                let experts = choose(&mut random, tokens, &moe);
+                let routing = Routing::new(&experts, &moe, pad, Device::Cpu);
+                let x = random.tensor(&[dim(tokens), HIDDEN]);
+                let weights = random.tensor(&[dim(tokens), dim(moe.experts_per_token)]);
+                let want = masked_loop(&experts, &moe, &x, &weights);
+                let (rows, row_weights) = routing
+                    .dispatch(&x.to_kind(Kind::Float), &weights.to_kind(Kind::Float))
+                    .unwrap();
+                let got = routing.combine(&apply(&routing, &rows, &row_weights)).unwrap();
+                assert!(distance(&got, &want) < 1e-6, "{moe:?} {tokens} {pad}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_stand_by_expert_in_token_order_and_padding_is_zero() {
+        let mut random = Random::new(4);
+        for (moe, pad) in moes().into_iter().zip([1, 2, 32, 64, 3]) {
+            let experts = choose(&mut random, 30, &moe);
+            let routing = Routing::new(&experts, &moe, pad, Device::Cpu);
+            // A token's row holds its number.
+            let x = Tensor::arange_start(1, 31, (Kind::Float, Device::Cpu)).unsqueeze(1);
+            let shape = [30, dim(moe.experts_per_token)];
+            let ones = Tensor::ones(shape, (Kind::Float, Device::Cpu));
+            let (rows, weights) = routing.dispatch(&x, &ones).unwrap();
+            let rows = Vec::<f32>::try_from(rows.flatten(0, -1)).unwrap();
+            let weights = Vec::<f32>::try_from(weights).unwrap();
+            assert_eq!(routing.counts.iter().sum::<u64>(), experts.len() as u64);
+            for expert in 0..moe.experts {
+                let block = index(routing.offsets[expert])..index(routing.offsets[expert + 1]);
+                let users = experts.chunks_exact(moe.experts_per_token).zip(1u8..);
+                let mut want: Vec<f32> = users
+                    .filter(|(chosen, _)| chosen.contains(&dim(expert)))
+                    .map(|(_, token)| f32::from(token))
+                    .collect();
+                assert_eq!(routing.counts[expert], want.len() as u64);
+                want.resize(want.len().next_multiple_of(pad), 0.0);
+                assert_eq!(rows[block.clone()], want[..]);
+                let filled: Vec<f32> = want.iter().map(|x| x.min(1.0)).collect();
+                assert_eq!(weights[block], filled[..]);
+            }
+        }
+    }
+
+    /// fp32 sums per token in the order (routing group, top-k slot), partial sums inside a group.
+    #[test]
+    fn combine_adds_in_the_canonical_order_whatever_stands_in_the_padding() {
+        let mut random = Random::new(5);
+        for moe in moes() {
+            let (k, size) = (moe.experts_per_token, moe.experts / moe.groups);
+            let experts = choose(&mut random, 20, &moe);
+            let routing = Routing::new(&experts, &moe, 8, Device::Cpu);
+            let rows = random.tensor(&[routing.offsets[moe.experts], 1]).to_kind(Kind::Float);
+            let padding = routing.source.lt(0).unsqueeze(1);
+            let broken = rows.masked_fill(&padding, f64::NAN);
+            let got =
+                Vec::<f32>::try_from(routing.combine(&broken).unwrap().flatten(0, -1)).unwrap();
+            let values = Vec::<f32>::try_from(rows.flatten(0, -1)).unwrap();
+            let mut next = routing.offsets.clone();
+            let mut slot_values = Vec::new();
+            for &expert in &experts {
+                slot_values.push(values[index(next[index(expert)])]);
+                next[index(expert)] += 1;
+            }
+            for (token, got) in got.into_iter().enumerate() {
+                let slots = token * k..(token + 1) * k;
+                let mut total = 0f32;
+                for group in 0..moe.groups {
+                    let inside = slots.clone().filter(|&s| index(experts[s]) / size == group);
+                    let parts: Vec<f32> = inside.map(|s| slot_values[s]).collect();
+                    if !parts.is_empty() {
+                        total += parts.iter().fold(0f32, |sum, part| sum + part);
+                    }
+                }
+                assert_eq!(got.to_bits(), total.to_bits(), "{moe:?} token {token}");
+            }
+        }
+    }
+
+    /// Backward passes are the transposes of the forward ones: <f(x), y> = <x, f'(y)>.
+    #[test]
+    fn backward_is_the_transpose() {
+        let mut random = Random::new(6);
+        let dot = |a: &Tensor, b: &Tensor| (a * b).sum(Kind::Double).double_value(&[]);
+        for moe in moes() {
+            let experts = choose(&mut random, 25, &moe);
+            let routing = Routing::new(&experts, &moe, 4, Device::Cpu);
+            let rows = routing.offsets[moe.experts];
+            let mut float = |shape: &[i64]| random.tensor(shape).to_kind(Kind::Float);
+            let (x, w) = (float(&[25, HIDDEN]), float(&[25, dim(moe.experts_per_token)]));
+            let (dx, dw) = (float(&[rows, HIDDEN]), float(&[rows]));
+            let (sent, sent_weights) = routing.dispatch(&x, &w).unwrap();
+            let (back, back_weights) = routing.dispatch_backward(&dx, &dw).unwrap();
+            let forward = dot(&sent, &dx) + dot(&sent_weights, &dw);
+            assert!((forward - dot(&x, &back) - dot(&w, &back_weights)).abs() < 1e-4);
+            let out = float(&[25, HIDDEN]);
+            let forward = dot(&routing.combine(&dx).unwrap(), &out);
+            assert!((forward - dot(&dx, &routing.combine_backward(&out).unwrap())).abs() < 1e-4);
+        }
+    }
+}

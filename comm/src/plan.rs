@@ -89,12 +89,14 @@ pub(crate) fn plan(request: &Request<'_>) -> Result<Planned> {
     let schedule = build(r, algorithm, slices, r.elements, chunk);
     // Headers are exchanged with everybody whom the algorithm could need, whatever the length: a member that brings an
     // empty buffer where others bring a full one is found out.
-    let probe = even_slices(r.members * ALIGN, r.members);
-    let shape = build(r, algorithm, &probe, r.members * ALIGN, ALIGN);
     let neighbours: BTreeSet<usize> = match r.pair {
         Some((from, to)) => BTreeSet::from([if r.me == from { to } else { from }]),
         None if r.kind == Kind::AllToAll => (0..r.members).filter(|m| *m != r.me).collect(),
-        None => &shape.sources() | &shape.targets(),
+        None => {
+            let probe = even_slices(r.members * ALIGN, r.members);
+            let shape = build(r, algorithm, &probe, r.members * ALIGN, ALIGN);
+            &shape.sources() | &shape.targets()
+        }
     };
     let mut neighbours = &neighbours | &(&schedule.sources() | &schedule.targets());
     neighbours.remove(&r.me);

@@ -29,6 +29,14 @@ impl Secret {
         random_bytes().map(Self)
     }
 
+    /// Fresh random bytes for a starter that passes them on by its own way (a pipe) before it makes a secret of them.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn random_bytes() -> Result<[u8; 32]> {
+        random_bytes()
+    }
+
     /// A known secret, for tests.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

@@ -21,8 +21,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Chunks of a ring: one being copied, one being summed, two of slack for ranks that are not in step.
-pub(crate) const SLOTS: usize = 4;
+/// Chunks of a ring: one being copied, one being summed, the rest slack for ranks that are not in step.
+pub(crate) const SLOTS: usize = 8;
+
+/// A sleep when nothing has moved for long: a device's copies have no way to ring.
+const NAP: Duration = Duration::from_micros(50);
 
 /// One asynchronous copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -282,20 +285,16 @@ impl Copying {
         Ok(moved)
     }
 
-    /// Nothing moved: gives the core away, and looks at failure and deadline now and then.
+    /// Nothing moved: waits a moment, and looks at failure and deadline when it sleeps.
     fn idle(&self, plan: &Plan<'_>, idle: u32, drained: usize) -> Result<()> {
-        if idle < 50 {
-            std::hint::spin_loop();
+        if plan.inner.flags.pause(idle) {
             return Ok(());
         }
-        std::thread::yield_now();
-        if idle.is_multiple_of(256) {
-            plan.inner.flags.group().check()?;
-            if Instant::now() > plan.until {
-                return Err(plan.inner.flags.late(Counter::Produced, self.number(drained + 1)));
-            }
-            std::thread::park_timeout(Duration::from_micros(50));
+        plan.inner.flags.group().check()?;
+        if Instant::now() > plan.until {
+            return Err(plan.inner.flags.late(Counter::Produced, self.number(drained + 1)));
         }
+        std::thread::park_timeout(NAP);
         Ok(())
     }
 }

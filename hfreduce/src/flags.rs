@@ -35,9 +35,12 @@ const LINE: usize = 64;
 /// Waiters set this in the word beside the counter, so that an advance without waiters makes no system call.
 const WAITING: usize = 1;
 
-/// Looks before yielding the core; about a microsecond.
-const SPINS: u32 = 200;
-/// Yields before sleeping.
+/// Looks before sleeping where every local rank has a core: about 100 microseconds. Yielding instead would hand the core
+/// to whatever else runs, for milliseconds.
+const SPINS: u32 = 3_000;
+/// Looks where ranks share cores: whoever is waited for needs this one.
+const SPINS_CROWDED: u32 = 20;
+/// Yields before sleeping where ranks share cores.
 const YIELDS: u32 = 200;
 /// One sleep, after which failure and deadline are looked at.
 const NAP_NS: i64 = 5_000_000;
@@ -49,6 +52,8 @@ pub(crate) struct Flags {
     memories: Vec<Arc<SharedMemory>>,
     me: usize,
     group: Group,
+    /// More local ranks than cores.
+    crowded: bool,
 }
 
 impl Flags {
@@ -59,7 +64,9 @@ impl Flags {
     pub(crate) fn share(group: &Group) -> Result<Self> {
         let own = SharedMemory::create("flags", Self::BYTES)?;
         let memories = group.share(&own)?;
-        Ok(Self { memories, me: group.member(), group: group.clone() })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (me, crowded) = (group.member(), group.len() > cores);
+        Ok(Self { memories, me, group: group.clone(), crowded })
     }
 
     fn word(&self, of: usize, counter: Counter, word: usize) -> &AtomicU32 {
@@ -101,12 +108,26 @@ impl Flags {
         Ok(())
     }
 
+    /// Lets a moment pass before the next look; `false` when it is time to sleep.
+    pub(crate) fn pause(&self, looks: u32) -> bool {
+        let (spins, yields) = if self.crowded { (SPINS_CROWDED, YIELDS) } else { (SPINS, 0) };
+        if looks < spins {
+            std::hint::spin_loop();
+        } else if looks < spins + yields {
+            std::thread::yield_now();
+        } else {
+            return false;
+        }
+        true
+    }
+
     fn wait(&self, of: usize, counter: Counter, value: u32, until: Instant) -> Result<()> {
-        for spin in 0..SPINS + YIELDS {
+        let mut looks = 0;
+        while self.pause(looks) {
             if self.reached(of, counter, value) {
                 return Ok(());
             }
-            if spin < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            looks += 1;
         }
         loop {
             let word = self.word(of, counter, 0);

@@ -6,6 +6,7 @@
 //!
 //! Not here: transports and algorithms between nodes (crate `comm`), the device itself (crate `torch`).
 
+pub mod bench;
 pub mod canonical;
 pub mod kernels;
 

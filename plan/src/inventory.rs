@@ -157,6 +157,15 @@ impl Inventory {
             .sum()
     }
 
+    /// Routed experts of a layer; 0 for a dense network.
+    pub fn experts(&self) -> usize {
+        let expert = |p: &Parameter| match p.kind {
+            Kind::Expert { expert } => Some(expert + 1),
+            _ => None,
+        };
+        self.parameters.iter().filter_map(expert).max().unwrap_or(0)
+    }
+
     /// The parameter named `name`.
     pub fn find(&self, name: &str) -> Option<&Parameter> {
         self.parameters.iter().find(|p| p.name == name)

@@ -12,14 +12,17 @@ pub mod ids;
 pub mod inventory;
 pub mod lr;
 pub mod memory;
+pub mod mesh;
 pub mod model_spec;
 pub mod program;
 pub mod report;
 pub mod segments;
+pub mod shards;
 pub mod train_plan;
 pub mod validate;
 
 pub use ids::{Attempt, Rank, Step};
 pub use inventory::{Inventory, Parameter};
+pub use mesh::Mesh;
 pub use model_spec::ModelSpec;
 pub use train_plan::TrainPlan;

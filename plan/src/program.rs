@@ -5,8 +5,9 @@
 //! runs; a run is summed left to right into one fp32 accumulator, and the accumulators are summed as one balanced binary
 //! tree. `FoldLeaf` is one step of that tree, in the manner of a binary counter.
 
-use crate::buckets::Buckets;
-use crate::inventory::{Inventory, Kind};
+use crate::buckets::{Bucket, Buckets};
+use crate::inventory::{Group, Inventory, Kind};
+use crate::mesh::Mesh;
 use crate::segments::{Graph, Operation, Segment};
 use std::fmt;
 
@@ -64,10 +65,22 @@ pub enum Instruction {
         /// Leaf just finished.
         leaf: usize,
     },
+    /// The bucket's gradient is complete on this rank: sum it over the ranks that hold the same parameters, to the
+    /// shards of ZeRO-1 or to all of them. Returns at once; `GradNorm` waits.
+    ReduceBucket {
+        /// Bucket.
+        bucket: usize,
+    },
     /// Global gradient norm over all buckets, in parameter order; clipping factor; NaN guard.
     GradNorm,
     /// AdamW on this rank's shard of the bucket; with one rank the shard is the bucket.
     UpdateShard {
+        /// Bucket.
+        bucket: usize,
+    },
+    /// The updated shards of the bucket, on all ranks that hold it. Returns at once; the first segment that reads one of
+    /// its parameters waits, in the next step if need be.
+    GatherBucket {
         /// Bucket.
         bucket: usize,
     },
@@ -115,17 +128,47 @@ pub fn folds_after(leaf: usize) -> usize {
     leaf.trailing_ones() as usize
 }
 
-/// The plain program of one rank: micro-batch after micro-batch, forward then backward.
+/// What a step consists of, and how far its state is spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Micro-batches of this rank.
+    pub micro_batches: usize,
+    /// Gradient leaves of this rank, a power of two that divides `micro_batches`.
+    pub leaves: usize,
+    /// Ranks of the job.
+    pub mesh: Mesh,
+    /// ZeRO-1: each rank updates its shard of a bucket.
+    pub sharded: bool,
+}
+
+impl Shape {
+    /// A step on one rank.
+    pub fn one_rank(micro_batches: usize, leaves: usize) -> Shape {
+        Shape { micro_batches, leaves, mesh: Mesh::ONE, sharded: false }
+    }
+
+    /// Whether the gradients of a group's buckets are summed beyond this rank's leaves.
+    fn reduces(&self, group: Group) -> bool {
+        self.mesh.replicas(group, 0).len() * self.mesh.sources(group) > 1
+    }
+
+    /// Whether the updated shards of a group's buckets must be brought together.
+    fn gathers(&self, group: Group) -> bool {
+        self.sharded && self.mesh.replicas(group, 0).len() > 1
+    }
+}
+
+/// The plain program of a rank: micro-batch after micro-batch, forward then backward.
 ///
 /// # Panics
-/// If `leaves` is no power of two or does not divide `micro_batches`; `validate` refuses such plans.
+/// If the leaves are no power of two or do not divide the micro-batches; `validate` refuses such plans.
 pub fn sequential(
     graph: &Graph,
     inventory: &Inventory,
     buckets: &Buckets,
-    micro_batches: usize,
-    leaves: usize,
+    shape: &Shape,
 ) -> Program {
+    let Shape { micro_batches, leaves, .. } = *shape;
     assert!(leaves.is_power_of_two() && micro_batches.is_multiple_of(leaves));
     let run = micro_batches / leaves;
     let folds = fold_points(graph, inventory, buckets);
@@ -141,18 +184,69 @@ pub fn sequential(
             backward(micro, operation, &mut instructions);
             if last_of_leaf {
                 let done = folds.iter().filter(|(point, _)| *point == operation);
-                instructions
-                    .extend(done.map(|&(_, bucket)| Instruction::FoldLeaf { bucket, leaf }));
+                for &(_, bucket) in done {
+                    instructions.push(Instruction::FoldLeaf { bucket, leaf });
+                    if leaf + 1 == leaves && shape.reduces(buckets.buckets[bucket].group) {
+                        instructions.push(Instruction::ReduceBucket { bucket });
+                    }
+                }
             }
         }
     }
-    instructions.push(Instruction::GradNorm);
-    let mut order: Vec<usize> = (0..buckets.buckets.len()).collect();
-    // The next forward pass needs the embedding first: the bucket that was complete last.
-    order.reverse();
-    instructions.extend(order.into_iter().map(|bucket| Instruction::UpdateShard { bucket }));
-    instructions.push(Instruction::UpdateBias);
+    update(graph, inventory, buckets, shape, &mut instructions);
     Program { instructions, micro_batches, accumulators: leaves.ilog2() as usize + 1 }
+}
+
+/// What follows the last backward: norm, updates and gathers in the order in which the next forward pass reads, biases.
+fn update(
+    graph: &Graph,
+    inventory: &Inventory,
+    buckets: &Buckets,
+    shape: &Shape,
+    out: &mut Vec<Instruction>,
+) {
+    out.push(Instruction::GradNorm);
+    let forward = graph.forward();
+    let first_reader = |bucket: &&Bucket| {
+        let readers = readers(bucket, inventory, graph);
+        forward
+            .iter()
+            .position(|op| matches!(op, Operation::Segment(segment) if readers.contains(segment)))
+    };
+    let mut order: Vec<&Bucket> = buckets.buckets.iter().collect();
+    order.sort_by_key(first_reader);
+    for bucket in order {
+        out.push(Instruction::UpdateShard { bucket: bucket.id });
+        if shape.gathers(bucket.group) {
+            out.push(Instruction::GatherBucket { bucket: bucket.id });
+        }
+    }
+    out.push(Instruction::UpdateBias);
+}
+
+/// Every segment whose forward reads a parameter of the bucket.
+pub fn readers(bucket: &Bucket, inventory: &Inventory, graph: &Graph) -> Vec<Segment> {
+    let mut out = Vec::new();
+    for placement in &bucket.placements {
+        let parameter = &inventory.parameters[placement.parameter];
+        let last = owner(inventory, graph, placement.parameter);
+        let head = |segment: &Segment| matches!(segment, Segment::Head(_));
+        let takes_tokens =
+            |segment: &Segment| matches!(segment, Segment::Embed | Segment::MtpInput(_));
+        let tied = inventory.parameters.iter().all(|p| p.kind != Kind::Head);
+        let segments = graph.forward().into_iter().filter_map(|operation| match operation {
+            Operation::Segment(segment) => Some(segment),
+            _ => None,
+        });
+        out.extend(segments.filter(|segment| match parameter.kind {
+            Kind::Embedding => takes_tokens(segment) || tied && head(segment),
+            Kind::Head => head(segment),
+            _ => *segment == last,
+        }));
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
 }
 
 fn forward(micro: usize, operation: Operation) -> Instruction {
@@ -251,8 +345,10 @@ impl fmt::Display for Instruction {
             Instruction::FoldLeaf { bucket, leaf } => {
                 write!(f, "FoldLeaf     bucket {bucket} leaf {leaf}")
             }
+            Instruction::ReduceBucket { bucket } => write!(f, "ReduceBucket bucket {bucket}"),
             Instruction::GradNorm => write!(f, "GradNorm"),
             Instruction::UpdateShard { bucket } => write!(f, "UpdateShard  bucket {bucket}"),
+            Instruction::GatherBucket { bucket } => write!(f, "GatherBucket bucket {bucket}"),
             Instruction::UpdateBias => write!(f, "UpdateBias"),
         }
     }

@@ -8,6 +8,7 @@ use crate::{machine, sampling};
 use anyhow::{Context, Result};
 use lampyris_model::MicroBatch;
 use lampyris_plan::flops::ForwardFlops;
+use lampyris_plan::program::Shape;
 use lampyris_plan::{TrainPlan, program};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -75,7 +76,8 @@ pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
     let (graph, inventory) = (&network.graph, &network.inventory);
     let (micro_batches, leaves) = (plan.micro_batches(), plan.leaves_per_rank());
     let buckets = &rank.state.buckets;
-    let program = program::sequential(graph, inventory, buckets, micro_batches, leaves);
+    let program =
+        program::sequential(graph, inventory, buckets, &Shape::one_rank(micro_batches, leaves));
     let mut clock = Clock::on();
     let mut times = Vec::new();
     for step in 0..options.warmup + options.steps.max(1) {

@@ -109,6 +109,9 @@ impl Executor<'_> {
                     let scale = report.grad_norm.map_or(1.0, |g| g.scale);
                     optimizer::update(self.state, bucket, self.optimizer, input.lr, scale)?;
                 }
+                Instruction::ReduceBucket { .. } | Instruction::GatherBucket { .. } => {
+                    unreachable!("programs of one rank reduce and gather nothing")
+                }
                 Instruction::UpdateBias => self.update_bias(input.bias_speed, &report),
             }
             self.clock.stop(started, instruction);

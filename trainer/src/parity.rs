@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lampyris_checkpoint::hf::{Folder, Golden, Import};
 use lampyris_model::{MicroBatch, head};
 use lampyris_plan::inventory::{Kind, Parameter};
-use lampyris_plan::program;
+use lampyris_plan::program::{self, Shape};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -119,8 +119,12 @@ fn compare(
         bias_speed: 0.0,
     };
     let network = &rank.network;
-    let program =
-        program::sequential(&network.graph, &network.inventory, &rank.state.buckets, 1, 1);
+    let program = program::sequential(
+        &network.graph,
+        &network.inventory,
+        &rank.state.buckets,
+        &Shape::one_rank(1, 1),
+    );
     let optimizer = no_update();
     let report =
         rank.executor(&optimizer, &mut Clock::default()).run(&program.gradients(), &input)?;

@@ -40,6 +40,8 @@ fn kind(instruction: Instruction) -> String {
         Instruction::Dispatch { pass: p, .. } => format!("dispatch {}", pass(p)),
         Instruction::Combine { pass: p, .. } => format!("combine {}", pass(p)),
         Instruction::FoldLeaf { .. } => "fold_leaf".into(),
+        Instruction::ReduceBucket { .. } => "reduce_bucket".into(),
+        Instruction::GatherBucket { .. } => "gather_bucket".into(),
         Instruction::GradNorm => "grad_norm".into(),
         Instruction::UpdateShard { .. } => "update_shard".into(),
         Instruction::UpdateBias => "update_bias".into(),

@@ -13,7 +13,7 @@ use crate::{machine, sampling, snapshot};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::{CheckpointId, Run, disk::RealDisk};
 use lampyris_data::Dataset;
-use lampyris_plan::program::{self, Program};
+use lampyris_plan::program::{self, Program, Shape};
 use lampyris_plan::{Attempt, Step, TrainPlan, lr};
 use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
 use std::path::PathBuf;
@@ -201,7 +201,12 @@ impl<'a> Trainer<'a> {
                 let (graph, inventory) = (&network.graph, &network.inventory);
                 let leaves = self.plan.leaves_per_rank();
                 let buckets = &self.rank.state.buckets;
-                program::sequential(graph, inventory, buckets, micro_batches, leaves)
+                program::sequential(
+                    graph,
+                    inventory,
+                    buckets,
+                    &Shape::one_rank(micro_batches, leaves),
+                )
             }
         }
     }

@@ -76,7 +76,7 @@ fn each_bucket_folds_once_per_leaf_after_its_last_contribution() {
     let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
     let buckets = Buckets::new(&inventory, 4096, |_| true);
     assert!(buckets.buckets.len() > 4);
-    let program = sequential(&graph, &inventory, &buckets, 4, 2);
+    let program = sequential(&graph, &inventory, &buckets, &Shape::one_rank(4, 2));
     for bucket in &buckets.buckets {
         let folds = |i: &&Instruction| matches!(i, Instruction::FoldLeaf { bucket: b, .. } if *b == bucket.id);
         assert_eq!(program.instructions.iter().filter(folds).count(), 2);
@@ -89,15 +89,64 @@ fn each_bucket_folds_once_per_leaf_after_its_last_contribution() {
     }
 }
 
+fn golden(name: &str, program: &Program) {
+    let text: String = program.instructions.iter().map(|i| format!("{i}\n")).collect();
+    let path = format!("{}/testdata/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).expect("golden is writable");
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).expect("golden exists"));
+}
+
 #[test]
 fn the_program_reads_like_the_paper() {
     let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
     let buckets = Buckets::new(&inventory, 1 << 20, |_| true);
-    let program = sequential(&graph, &inventory, &buckets, 2, 2);
-    let text: String = program.instructions.iter().map(|i| format!("{i}\n")).collect();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/sequential.txt");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path, &text).expect("golden is writable");
+    golden("sequential", &sequential(&graph, &inventory, &buckets, &Shape::one_rank(2, 2)));
+    let mesh = Mesh { data: 4, expert: 2 };
+    let buckets = Buckets::new(&inventory, 1 << 20, |id| mesh.holds(1, &inventory, id));
+    let shape = Shape { micro_batches: 1, leaves: 1, mesh, sharded: true };
+    golden("sharded", &sequential(&graph, &inventory, &buckets, &shape));
+}
+
+/// A bucket is reduced once, after its last fold, and gathered once, after its update; experts whose replicas are all
+/// on one rank are summed over their sources, but not gathered.
+#[test]
+fn reductions_and_gathers_follow_the_mesh() {
+    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
+    for (data, expert, sharded) in [(2, 1, true), (4, 2, true), (4, 4, true), (4, 4, false)] {
+        let mesh = Mesh { data, expert };
+        let buckets = Buckets::new(&inventory, 4096, |id| mesh.holds(0, &inventory, id));
+        let shape = Shape { micro_batches: 2, leaves: 2, mesh, sharded };
+        let program = sequential(&graph, &inventory, &buckets, &shape);
+        let all = |wanted: Instruction| -> Vec<usize> {
+            let at = program.instructions.iter().enumerate().filter(|(_, i)| **i == wanted);
+            at.map(|(at, _)| at).collect()
+        };
+        for Bucket { id: bucket, group, .. } in &buckets.buckets {
+            let bucket = *bucket;
+            let reduced = all(Instruction::ReduceBucket { bucket });
+            assert_eq!(reduced.len(), 1);
+            assert!(reduced[0] > all(Instruction::FoldLeaf { bucket, leaf: 1 })[0]);
+            let gathered = all(Instruction::GatherBucket { bucket });
+            let alone = *group == Group::Expert && data == expert;
+            assert_eq!(gathered.len(), usize::from(sharded && !alone));
+            assert!(gathered.iter().all(|at| *at > all(Instruction::UpdateShard { bucket })[0]));
+        }
     }
-    assert_eq!(text, std::fs::read_to_string(path).expect("golden exists"));
+}
+
+#[test]
+fn every_parameter_has_a_reader_and_the_embedding_has_all_of_its() {
+    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
+    let buckets = Buckets::new(&inventory, 1, |_| true);
+    for bucket in &buckets.buckets {
+        let segments = readers(bucket, &inventory, &graph);
+        let name = &inventory.parameters[bucket.placements[0].parameter].name;
+        match name.as_str() {
+            "embedding" => assert!(segments.len() > 1, "{segments:?}"),
+            "head" => assert_eq!(segments.len(), graph.depths()),
+            _ => assert_eq!(segments.len(), 1, "{name}"),
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! Newtypes for the numbers on the wire that must never be mixed up.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
         pub struct $name(pub u64);
 
         impl fmt::Display for $name {
@@ -27,4 +29,8 @@ id!(
 id!(
     /// Optimizer steps completed.
     Step
+);
+id!(
+    /// A job of a scheduler, 1-based in order of submission; never used again.
+    JobId
 );

@@ -1,7 +1,7 @@
 //! The words between cli, scheduler, worker and rank, compiled from `proto/*.proto` without protoc.
 //!
 //! [`rank`] holds what a rank process and its shim say to each other, [`frame`] puts it on a socket, [`Rank`],
-//! [`Attempt`] and [`Step`] are the numbers that must never be mixed up, and [`build_id`] tells whether two programs
+//! [`Attempt`], [`Step`] and [`JobId`] are the numbers that must never be mixed up, and [`build_id`] tells whether two programs
 //! speak the same words. No sockets are opened here and nothing is decided.
 
 mod build_id;
@@ -9,7 +9,7 @@ pub mod frame;
 mod ids;
 
 pub use build_id::build_id;
-pub use ids::{Attempt, Rank, Step};
+pub use ids::{Attempt, JobId, Rank, Step};
 
 /// Messages between a rank process and its shim, package `lampyris.rank.v1`. A rank's duties stand in the head of
 /// `rank.proto`.

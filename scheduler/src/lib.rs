@@ -1,1 +1,3 @@
 //! Decides which job runs where; pure core, gRPC shell.
+
+pub mod core;

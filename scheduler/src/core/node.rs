@@ -1,0 +1,114 @@
+//! Nodes: what they have, and whether they can be counted on.
+
+use super::Time;
+use lampyris_proto::{Attempt, JobId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Position of a node in the scheduler's table, in order of first registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub u32);
+
+/// Name under which a worker registers; unique, usually the host name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(pub String);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Where a node stands in the network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// Zone: nodes with full bandwidth between them. At most one job runs across zones.
+    pub zone: String,
+    /// Switch (leaf) inside the zone.
+    pub switch: String,
+}
+
+/// What a node offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Group to which jobs are submitted.
+    pub group: String,
+    /// Devices (GPUs, or CPU slots); at least 1.
+    pub devices: u32,
+    /// Whether jobs may take single devices of it.
+    pub shared: bool,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// Whether a node can be counted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Heard of in time.
+    Online,
+    /// Disconnected, or not heard of for half a lease: gets nothing new, and keeps what it has.
+    Silent,
+    /// Silent for lease, grace and margin: whatever ran there has stopped itself.
+    Lost,
+}
+
+impl NodeState {
+    /// The word on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NodeState::Online => "online",
+            NodeState::Silent => "silent",
+            NodeState::Lost => "lost",
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its place in the table.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Changes when the machine boots: nothing survives that.
+    pub boot_id: String,
+    /// What it offers, as last registered.
+    pub capacity: Capacity,
+    /// Whether it can be counted on.
+    pub state: NodeState,
+    /// Set by a person: gets nothing new.
+    pub draining: bool,
+    /// Found unfit by its worker: gets nothing before this time.
+    pub unfit_until: Time,
+    /// The connection on which it is registered. Not kept over a restart.
+    #[serde(skip)]
+    pub session: Option<u64>,
+    /// When it was last heard of. Not kept over a restart.
+    #[serde(skip)]
+    pub heard: Time,
+    /// Attempts that hold devices of it, and how many devices.
+    pub held: BTreeMap<JobId, u32>,
+    /// Attempts of the past that its worker still reports; it gets nothing new until they are gone.
+    #[serde(skip)]
+    pub foreign: Vec<(JobId, Attempt)>,
+    /// The waiting job for which it is kept free, if any. Not kept over a restart.
+    #[serde(skip)]
+    pub claimed: Option<JobId>,
+}
+
+impl Node {
+    /// Devices that no attempt holds.
+    pub fn free_devices(&self) -> u32 {
+        self.capacity.devices.saturating_sub(self.held.values().sum())
+    }
+}

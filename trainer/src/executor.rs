@@ -1,6 +1,7 @@
 //! Runs a step program, one instruction after the other. Everything that overlaps in the system overlaps because of the
 //! order of instructions; nothing here decides anything.
 
+use crate::exchange;
 use crate::micro::Micro;
 use crate::optimizer::{self, GradNorm};
 use crate::state::State;
@@ -96,10 +97,13 @@ impl Executor<'_> {
                     }
                 }
                 Instruction::Dispatch { micro, layer, pass } => {
-                    self.dispatch(&mut micros[micro], layer, pass, &mut report)?;
+                    if pass == Pass::Forward {
+                        count(&micros[micro], layer, &mut report.expert_counts);
+                    }
+                    exchange::dispatch(&mut micros[micro], layer, pass)?;
                 }
                 Instruction::Combine { micro, layer, pass } => {
-                    combine(&mut micros[micro], layer, pass)?;
+                    exchange::combine(&mut micros[micro], layer, pass)?;
                 }
                 Instruction::FoldLeaf { bucket, leaf } => {
                     self.state.gradients.fold(bucket, leaf)?
@@ -183,36 +187,6 @@ impl Executor<'_> {
         Ok(())
     }
 
-    fn dispatch(
-        &mut self,
-        micro: &mut Micro,
-        layer: usize,
-        pass: Pass,
-        report: &mut StepReport,
-    ) -> Result<()> {
-        let operation = Operation::Dispatch(layer);
-        let routing = micro.routing(layer).expect("the gate ran before dispatch");
-        match pass {
-            Pass::Forward => {
-                let counts = report.expert_counts[layer].iter_mut();
-                counts.zip(&routing.counts).for_each(|(sum, count)| *sum += count);
-                let inputs = micro.read(operation);
-                let (rows, weights) = routing.dispatch(&inputs[0], &inputs[1])?;
-                micro.write(operation, vec![rows, weights]);
-            }
-            Pass::Backward => {
-                let rows = micro.gradient(Slot::Rows(layer));
-                let weights = micro.gradient(Slot::RowWeights(layer));
-                let rows = rows.expect("experts give row gradients");
-                let weights = weights.expect("experts give weight gradients");
-                let routing = micro.routing(layer).expect("the gate ran before dispatch");
-                let (tokens, weights) = routing.dispatch_backward(&rows, &weights)?;
-                micro.contribute(operation, vec![Some(tokens), Some(weights)]);
-            }
-        }
-        Ok(())
-    }
-
     fn grad_norm(&self, report: &StepReport) -> Result<GradNorm> {
         let step = self.state.progress.step + 1;
         let bad = report.loss_sums.iter().position(|sum| !sum.is_finite());
@@ -229,23 +203,10 @@ impl Executor<'_> {
     }
 }
 
-fn combine(micro: &mut Micro, layer: usize, pass: Pass) -> Result<()> {
-    let operation = Operation::Combine(layer);
-    match pass {
-        Pass::Forward => {
-            let rows = micro.read(operation).remove(0);
-            let routing = micro.routing(layer).expect("the gate ran before combine");
-            let tokens = routing.combine(&rows)?;
-            micro.write(operation, vec![tokens]);
-        }
-        Pass::Backward => {
-            let tokens = micro.gradient(Slot::Routed(layer)).expect("merge gives it a gradient");
-            let routing = micro.routing(layer).expect("the gate ran before combine");
-            let rows = routing.combine_backward(&tokens)?;
-            micro.contribute(operation, vec![Some(rows)]);
-        }
-    }
-    Ok(())
+/// Adds the micro-batch's tokens per expert to the step's.
+fn count(micro: &Micro, layer: usize, counts: &mut [Vec<u64>]) {
+    let routing = micro.routing(layer).expect("the gate ran before dispatch");
+    counts[layer].iter_mut().zip(&routing.counts).for_each(|(sum, count)| *sum += count);
 }
 
 /// A network with the state it reads: everything a forward pass needs.
@@ -298,12 +259,11 @@ impl Reader<'_> {
                         micro.write(operation, outputs);
                     }
                     Operation::Dispatch(layer) => {
-                        let inputs = micro.read(operation);
-                        let routing = micro.routing(layer).expect("the gate ran before dispatch");
-                        let (rows, weights) = routing.dispatch(&inputs[0], &inputs[1])?;
-                        micro.write(operation, vec![rows, weights]);
+                        exchange::dispatch(&mut micro, layer, Pass::Forward)?;
                     }
-                    Operation::Combine(layer) => combine(&mut micro, layer, Pass::Forward)?,
+                    Operation::Combine(layer) => {
+                        exchange::combine(&mut micro, layer, Pass::Forward)?;
+                    }
                 }
             }
             unreachable!("every graph ends with a head")

@@ -5,6 +5,7 @@ pub mod batches;
 pub mod bench;
 pub mod build;
 pub mod eval;
+pub mod exchange;
 pub mod executor;
 pub mod failure;
 pub mod generate;

@@ -14,9 +14,9 @@ pub mod weights;
 mod reference;
 
 pub use batch::MicroBatch;
-pub use deepseek::routing::Routing;
+pub use deepseek::routing::{Blocks, Routing};
 pub use network::{Context, Network, SegmentOutput};
-pub use weights::Weights;
+pub use weights::{Weights, parameter_and_source, sourced};
 
 /// What a network cannot do with the plan or the batch it is given.
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,8 @@
 
 use crate::deepseek::{gate, mla};
 use crate::llama::attention::{self, Heads};
-use crate::weights::LayerIds;
-use crate::{Error, MicroBatch, Result, Routing, Weights, rope};
+use crate::weights::{LayerIds, sourced};
+use crate::{Blocks, Error, MicroBatch, Result, Weights, rope};
 use lampyris_plan::Inventory;
 use lampyris_plan::inventory::ParameterId;
 use lampyris_plan::model_spec::{Attention, Gate, ModelSpec};
@@ -41,8 +41,8 @@ pub struct Context<'a> {
     pub batch: &'a MicroBatch,
     /// Receives weight gradients.
     pub sink: &'a Sink,
-    /// The layer's routing, for its experts segment.
-    pub routing: Option<&'a Routing>,
+    /// Rows of the layer's experts, for its experts segment.
+    pub blocks: Option<&'a Blocks>,
     /// cos and sin, filled in by [`Network::forward`]; callers use [`Network::context`].
     pub(crate) angles: (&'a Tensor, &'a Tensor),
 }
@@ -95,7 +95,7 @@ impl Network {
         batch: &'a MicroBatch,
         sink: &'a Sink,
     ) -> Context<'a> {
-        Context { weights, biases, batch, sink, routing: None, angles: (&self.cos, &self.sin) }
+        Context { weights, biases, batch, sink, blocks: None, angles: (&self.cos, &self.sin) }
     }
 
     /// The head's parameter: the embedding if they are tied.
@@ -187,7 +187,8 @@ impl Network {
         Ok(ops::linear(&inner, ctx.weights.get(down), ctx.sink)?)
     }
 
-    /// Routed experts on sorted rows `[rows, d]`; the routing weight `[rows]` scales the inner activation.
+    /// Routed experts on sorted rows `[rows, d]`; the routing weight `[rows]` scales the inner activation. Weight
+    /// gradients arrive by block, under ids made by [`sourced`].
     fn experts(
         &self,
         layer: usize,
@@ -195,10 +196,16 @@ impl Network {
         rows: &Tensor,
         row_weights: &Tensor,
     ) -> Result<Tensor> {
-        let experts = &self.layers[layer].experts;
-        let offsets = &ctx.routing.expect("dispatch ran before the experts").offsets;
-        let gate_up: Vec<_> = experts.iter().map(|e| ctx.weights.get(e.0)).collect();
-        let down: Vec<_> = experts.iter().map(|e| ctx.weights.get(e.1)).collect();
+        let blocks = ctx.blocks.expect("dispatch ran before the experts");
+        let (mut gate_up, mut down) = (Vec::new(), Vec::new());
+        for (expert, source) in blocks.owners() {
+            let ids = self.layers[layer].experts[expert];
+            for (weights, id) in [(&mut gate_up, ids.0), (&mut down, ids.1)] {
+                let arrives = sourced(id, source, self.inventory.parameters.len());
+                weights.push((ctx.weights.get(id).0, arrives));
+            }
+        }
+        let offsets = &blocks.offsets;
         let inner = ops::grouped_linear(rows, &gate_up, offsets, ctx.sink)?;
         let inner = ops::swiglu(&inner, Some(row_weights))?;
         Ok(ops::grouped_linear(&inner, &down, offsets, ctx.sink)?)

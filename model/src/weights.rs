@@ -19,6 +19,18 @@ impl Weights {
     }
 }
 
+/// The id under which the weight gradient of `parameter` arrives that rows of source `source` make, in a network of
+/// `parameters` parameters. Experts that serve several ranks keep the gradients of each rank's tokens apart, because each
+/// belongs to a leaf of its own (docs/architecture.md, "Canonical reduction"); source 0 has the plain id.
+pub fn sourced(parameter: ParameterId, source: usize, parameters: usize) -> usize {
+    parameter + source * parameters
+}
+
+/// The (parameter, source) of an id made by [`sourced`].
+pub fn parameter_and_source(id: usize, parameters: usize) -> (ParameterId, usize) {
+    (id % parameters, id / parameters)
+}
+
 /// Parameter ids of one decoder layer.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerIds {

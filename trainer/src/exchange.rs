@@ -13,6 +13,8 @@ pub fn dispatch(micro: &mut Micro, layer: usize, pass: Pass) -> Result<()> {
             let inputs = micro.read(operation);
             let routing = micro.routing(layer).expect("the gate ran before dispatch");
             let (rows, weights) = routing.dispatch(&inputs[0], &inputs[1])?;
+            let blocks = routing.blocks();
+            micro.set_blocks(layer, blocks);
             micro.write(operation, vec![rows, weights]);
         }
         Pass::Backward => {

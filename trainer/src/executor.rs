@@ -232,7 +232,7 @@ impl Reader<'_> {
     ) -> Result<Vec<Tensor>> {
         let mut ctx = self.network.context(&self.state.weights, &self.state.biases, batch, sink);
         if let Segment::Experts(layer) = segment {
-            ctx.routing = micro.routing(layer);
+            ctx.blocks = micro.blocks(layer);
         }
         let out = self.network.forward(segment, &ctx, inputs)?;
         if let (Some(experts), Segment::Attention(layer)) = (&out.experts, segment) {

@@ -1,6 +1,6 @@
 //! One micro-batch in flight: slot values, tapes of segments, gradients on their way back.
 
-use lampyris_model::Routing;
+use lampyris_model::{Blocks, Routing};
 use lampyris_plan::segments::{Graph, Operation, Segment, Slot};
 use lampyris_torch::WeightGradient;
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ pub struct Micro {
     head_gradients: HashMap<Segment, Option<Tensor>>,
     weight_gradients: HashMap<Segment, Vec<WeightGradient>>,
     routing: HashMap<usize, Routing>,
+    blocks: HashMap<usize, Blocks>,
 }
 
 impl Micro {
@@ -46,6 +47,7 @@ impl Micro {
             head_gradients: HashMap::new(),
             weight_gradients: HashMap::new(),
             routing: HashMap::new(),
+            blocks: HashMap::new(),
         }
     }
 
@@ -139,5 +141,15 @@ impl Micro {
     /// The routing of a layer.
     pub fn routing(&self, layer: usize) -> Option<&Routing> {
         self.routing.get(&layer)
+    }
+
+    /// Stores where the rows of the layer's experts lie.
+    pub fn set_blocks(&mut self, layer: usize, blocks: Blocks) {
+        self.blocks.insert(layer, blocks);
+    }
+
+    /// Where the rows of the layer's experts lie, from its dispatch on.
+    pub fn blocks(&self, layer: usize) -> Option<&Blocks> {
+        self.blocks.get(&layer)
     }
 }

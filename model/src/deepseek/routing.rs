@@ -6,12 +6,33 @@ use lampyris_plan::model_spec::Moe;
 use lampyris_torch::{dim, ops};
 use tch::{Device, Tensor};
 
+/// Rows of experts as consecutive blocks, one per (expert, source of its tokens): block `b` belongs to expert
+/// `first + b / sources` and holds rows of source `b % sources`. A block is what one micro-batch of one rank sends to one
+/// expert, so that the products over it, its weight gradient included, do not know how many ranks there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// Rows of block b: `offsets[b]..offsets[b + 1]`, padding included.
+    pub offsets: Vec<i64>,
+    /// First expert that has rows here.
+    pub first: usize,
+    /// Blocks of each expert.
+    pub sources: usize,
+}
+
+impl Blocks {
+    /// The (expert, source) of every block, in order.
+    pub fn owners(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let owner = |b: usize| (self.first + b / self.sources, b % self.sources);
+        (0..self.offsets.len() - 1).map(owner)
+    }
+}
+
 /// The permutation between the tokens of a micro-batch and the rows of its experts: made once by the forward dispatch,
 /// used by combine and by both backward passes.
 #[derive(Debug)]
 pub struct Routing {
     /// Rows of expert e: `offsets[e]..offsets[e + 1]`, padding included.
-    pub offsets: Vec<i64>,
+    offsets: Vec<i64>,
     /// Tokens routed to each expert.
     pub counts: Vec<u64>,
     /// i64 `[rows]`: token of each row, -1 for padding.
@@ -27,28 +48,45 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Routing of `experts` `[T, K]` (expert of each slot); every expert's rows are padded to a multiple of `pad`.
+    /// Routing of `experts` `[T, K]` (expert of each slot) to experts of this rank; every expert's rows are padded to a
+    /// multiple of `pad`.
     pub fn new(experts: &[i64], moe: &Moe, pad: usize, device: Device) -> Routing {
-        let k = moe.experts_per_token;
-        let mut counts = vec![0u64; moe.experts];
-        for &expert in experts {
-            counts[index(expert)] += 1;
-        }
+        let counts = count(experts, moe);
         let mut offsets = vec![0i64; moe.experts + 1];
         for (e, &count) in counts.iter().enumerate() {
             let rows = (count as usize).next_multiple_of(pad);
             offsets[e + 1] = offsets[e] + dim(rows);
         }
-        let rows = index(offsets[moe.experts]);
         let mut next: Vec<i64> = offsets.clone();
-        let (mut source, mut source_slot) = (vec![-1i64; rows], vec![-1i64; rows]);
-        let mut slot_row = vec![0i64; experts.len()];
-        for (slot, &expert) in experts.iter().enumerate() {
-            let row = next[index(expert)];
+        let place = |&expert: &i64| {
             next[index(expert)] += 1;
+            next[index(expert)] - 1
+        };
+        let slot_row: Vec<i64> = experts.iter().map(place).collect();
+        Routing::with_rows(experts, moe, (offsets, counts, &slot_row), device)
+    }
+
+    /// Routing of `experts` `[T, K]` to experts of several ranks, seen by the rank of the tokens: its rows come home in
+    /// order of (token, slot), without padding.
+    pub fn remote(experts: &[i64], moe: &Moe, device: Device) -> Routing {
+        let slot_row: Vec<i64> = (0..dim(experts.len())).collect();
+        let offsets = vec![0, dim(experts.len())];
+        Routing::with_rows(experts, moe, (offsets, count(experts, moe), &slot_row), device)
+    }
+
+    /// Row `slot_row[slot]` belongs to (token, slot).
+    fn with_rows(
+        experts: &[i64],
+        moe: &Moe,
+        (offsets, counts, slot_row): (Vec<i64>, Vec<u64>, &[i64]),
+        device: Device,
+    ) -> Routing {
+        let k = moe.experts_per_token;
+        let rows = index(*offsets.last().expect("offsets begin with 0"));
+        let (mut source, mut source_slot) = (vec![-1i64; rows], vec![-1i64; rows]);
+        for (slot, &row) in slot_row.iter().enumerate() {
             source[index(row)] = dim(slot / k);
             source_slot[index(row)] = dim(slot);
-            slot_row[slot] = row;
         }
         let size = dim(moe.experts / moe.groups);
         let (mut position, mut group) = (Vec::new(), Vec::new());
@@ -67,8 +105,13 @@ impl Routing {
             source_slot: flat(&source_slot),
             position: table(&position),
             group: table(&group),
-            slot_row: table(&slot_row),
+            slot_row: table(slot_row),
         }
+    }
+
+    /// The rows of [`Routing::new`] by expert.
+    pub fn blocks(&self) -> Blocks {
+        Blocks { offsets: self.offsets.clone(), first: 0, sources: 1 }
     }
 
     /// Forward of dispatch: tokens `[T, d]` and weights `[T, K]` -> rows `[rows, d]` and row weights `[rows]`.
@@ -92,6 +135,15 @@ impl Routing {
     pub fn combine_backward(&self, tokens: &Tensor) -> Result<Tensor> {
         Ok(ops::gather_rows(tokens, &self.source)?)
     }
+}
+
+/// Tokens per expert.
+fn count(experts: &[i64], moe: &Moe) -> Vec<u64> {
+    let mut counts = vec![0u64; moe.experts];
+    for &expert in experts {
+        counts[index(expert)] += 1;
+    }
+    counts
 }
 
 fn index(value: i64) -> usize {
@@ -237,6 +289,32 @@ mod tests {
                 assert_eq!(got.to_bits(), total.to_bits(), "{moe:?} token {token}");
             }
         }
+    }
+
+    /// Rows that come home in order of (token, slot) are added as rows that never left.
+    #[test]
+    fn rows_from_other_ranks_are_added_with_the_same_bits() {
+        let mut random = Random::new(7);
+        for moe in moes() {
+            let experts = choose(&mut random, 20, &moe);
+            let here = Routing::new(&experts, &moe, 8, Device::Cpu);
+            let remote = Routing::remote(&experts, &moe, Device::Cpu);
+            assert_eq!(here.counts, remote.counts);
+            let rows = random.tensor(&[here.offsets[moe.experts], HIDDEN]).to_kind(Kind::Float);
+            let weights = random.tensor(&[here.offsets[moe.experts]]).to_kind(Kind::Float);
+            let home = here.slot_row.flatten(0, -1);
+            let (home_rows, home_weights) =
+                (rows.index_select(0, &home), weights.index_select(0, &home));
+            assert_eq!(here.combine(&rows).unwrap(), remote.combine(&home_rows).unwrap());
+            let want = here.dispatch_backward(&rows, &weights).unwrap();
+            assert_eq!(want, remote.dispatch_backward(&home_rows, &home_weights).unwrap());
+        }
+    }
+
+    #[test]
+    fn blocks_stand_by_expert_and_source() {
+        let blocks = Blocks { offsets: vec![0, 4, 4, 8, 8], first: 2, sources: 2 };
+        assert_eq!(blocks.owners().collect::<Vec<_>>(), [(2, 0), (2, 1), (3, 0), (3, 1)]);
     }
 
     /// Backward passes are the transposes of the forward ones: <f(x), y> = <x, f'(y)>.

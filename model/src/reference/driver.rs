@@ -137,9 +137,11 @@ impl Run<'_> {
             inputs.iter().map(|x| x.detach().set_requires_grad(true)).collect();
         let network = &driver.network;
         let mut ctx = network.context(&driver.weights, &driver.biases, self.batch, &self.sink);
-        if let Segment::Experts(layer) = segment {
-            ctx.routing = self.out.routings.get(&layer);
-        }
+        let blocks = match segment {
+            Segment::Experts(layer) => self.out.routings.get(&layer).map(Routing::blocks),
+            _ => None,
+        };
+        ctx.blocks = blocks.as_ref();
         let found = tch::with_grad(|| network.forward(segment, &ctx, &leaves)).unwrap();
         if let (Some(experts), Segment::Attention(layer)) = (found.experts, segment) {
             let moe = network.spec.moe.as_ref().unwrap();

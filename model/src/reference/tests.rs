@@ -349,7 +349,7 @@ fn padding_changes_nothing() {
             assert_eq!(padded.choices, tight.choices);
             for (layer, routing) in &padded.routings {
                 assert_eq!(routing.counts, tight.routings[layer].counts);
-                assert!(routing.offsets.iter().all(|o| o % pad as i64 == 0));
+                assert!(routing.blocks().offsets.iter().all(|o| o % pad as i64 == 0));
             }
             for (id, gradient) in padded.gradients.iter().enumerate() {
                 let error = distance(gradient, &tight.gradients[id]);

@@ -13,6 +13,7 @@ mod export;
 mod import;
 mod passthrough;
 mod plan;
+mod ranks;
 mod resume;
 mod suspend;
 mod train;
@@ -35,6 +36,8 @@ enum Command {
     Resume(resume::Args),
     /// Ask a run to checkpoint and stay stopped until resumed
     Suspend(suspend::Args),
+    /// Show what every rank of a run is at
+    Ranks(ranks::Args),
     /// List, check, compare and remove checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
@@ -53,7 +56,7 @@ enum Command {
 }
 
 /// A recipe as a person names it.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct RecipeArgs {
     /// Recipe file
     recipe: PathBuf,
@@ -63,6 +66,13 @@ pub(crate) struct RecipeArgs {
 }
 
 impl RecipeArgs {
+    /// The same recipe with this many data-parallel ranks, if some are asked for.
+    fn with_ranks(&self, ranks: Option<usize>) -> RecipeArgs {
+        let mut recipe = self.clone();
+        recipe.sets.extend(ranks.map(|ranks| format!("parallel.data={ranks}")));
+        recipe
+    }
+
     fn load(&self, environment: &Environment) -> Result<TrainPlan, CliError> {
         let defaults = Defaults {
             current_dir: environment.current_dir.clone(),
@@ -114,6 +124,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Train(args) => train::run(&args, environment),
         Command::Resume(args) => resume::run(&args, environment),
         Command::Suspend(args) => suspend::run(&args),
+        Command::Ranks(args) => ranks::run(&args),
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args, environment),

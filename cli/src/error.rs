@@ -1,10 +1,12 @@
 //! Everything that can end a command, as facts: the message says what is wrong, the hint what to try, the exit code
 //! whether trying again can help.
 
+use crate::launch::Layout;
 use crate::screen;
+use lampyris_comm as comm;
 use lampyris_data as data;
 use lampyris_plan::digest::Change;
-use lampyris_plan::validate::Unsupported;
+use lampyris_plan::validate::{Invalid, Unsupported};
 use lampyris_recipes::RecipeError;
 use lampyris_worker::shim::{Failure, Outcome, ShimError};
 use std::io;
@@ -26,6 +28,24 @@ pub(crate) enum CliError {
     Shim(#[from] ShimError),
     #[error("{0}")]
     Checkpoint(#[from] lampyris_checkpoint::Error),
+    #[error("{0}")]
+    Comm(#[from] comm::Error),
+    #[error("{ranks} ranks (parallel.data) do not fill {nodes} nodes evenly")]
+    Layout { ranks: usize, nodes: usize },
+    #[error("the rendezvous {address} cannot be resolved: {what}")]
+    Rendezvous { address: String, what: String },
+    #[error("--node-rank {node} is not one of {nodes} nodes, which are numbered from 0")]
+    NodeRank { node: usize, nodes: usize },
+    #[error("node 0 has not started {}", .path.display())]
+    NotLaunched { path: PathBuf },
+    #[error("node 0 runs {}, this host {}", theirs.text(), ours.text())]
+    OtherLayout { ours: Layout, theirs: Layout },
+    #[error("ranks on several hosts need a run directory that all of them see")]
+    RunDirNeeded,
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Invalid>),
+    #[error("the number of the attempt is too large")]
+    Attempts,
     /// The rank process failed; the shim knows the exit code.
     #[error("{failure}")]
     Rank { failure: Box<Failure>, exit_code: u8 },
@@ -101,6 +121,17 @@ impl CliError {
             CliError::Damaged { .. } => {
                 "a resume sets damaged ones aside and takes the newest good one".into()
             }
+            CliError::RunDirNeeded => "name it with --run-dir, the same on all hosts".into(),
+            CliError::Layout { .. } => {
+                "name both: --nodes N --ranks-per-node R trains with N x R ranks".into()
+            }
+            CliError::NotLaunched { .. } => {
+                "start it there with --node-rank 0; all hosts must see the same run directory"
+                    .into()
+            }
+            CliError::OtherLayout { .. } => {
+                "give all hosts the same --nodes and --ranks-per-node".into()
+            }
             CliError::NoRankProgram { .. } => {
                 "`make build` builds both programs into one folder; LAMPYRIS_RANK names another one"
                     .into()
@@ -120,6 +151,8 @@ impl CliError {
         match self {
             CliError::Recipe(RecipeError::Invalid { .. })
             | CliError::Untrainable(_)
+            | CliError::Layout { .. }
+            | CliError::Invalid(_)
             | CliError::Changed { .. }
             | CliError::OtherText { .. }
             | CliError::Mismatch { .. } => BAD_PLAN,

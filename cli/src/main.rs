@@ -6,6 +6,7 @@
 mod commands;
 mod compressors;
 mod error;
+mod launch;
 mod prepare;
 mod rank_program;
 mod run_dir;

@@ -2,10 +2,12 @@
 
 pub(crate) mod checkpoints;
 mod data_progress;
+mod ranks;
 mod report;
 mod training;
 
 pub(crate) use data_progress::DataProgress;
+pub(crate) use ranks::ranks;
 pub(crate) use report::report;
 pub(crate) use training::{Story, TrainingView};
 
@@ -13,11 +15,20 @@ use crate::error::CliError;
 use lampyris_plan::digest::Change;
 use lampyris_recipes::RecipeError;
 use std::fmt;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// A result: one line (or several) on stdout. A reader that has closed the pipe wants no more.
 pub(crate) fn say(text: impl fmt::Display) {
     writeln!(std::io::stdout(), "{text}").ok();
+}
+
+/// A result that is shown again and again: on a terminal in place of what is there.
+pub(crate) fn again(text: impl fmt::Display) {
+    if std::io::stdout().is_terminal() {
+        // Home, and clear to the end of the screen.
+        write!(std::io::stdout(), "\x1b[H\x1b[J").ok();
+    }
+    say(text);
 }
 
 /// Something on the way: one line on stderr.

@@ -1,15 +1,16 @@
 //! One start of a run on this machine, from a run directory and prepared data to an exit code: the shim in this process,
-//! its events on the screen, the report at the end.
+//! the rendezvous if there are several ranks, the shim's events on the screen, the report at the end.
 
 use crate::compressors::{self, Compressed};
 use crate::error::{self, CliError};
+use crate::launch::{Announced, Hosted, Layout, Place};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen::{self, Story, TrainingView};
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
 use lampyris_proto::{Attempt, Rank};
-use lampyris_worker::shim::{Options, Outcome};
+use lampyris_worker::shim::{Options, Outcome, Rendezvous};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -23,30 +24,49 @@ const EVENT_LIMIT: usize = 1024;
 /// How long ranks may take to a step boundary before the screen says which have not come.
 const REPORT_AFTER: Duration = Duration::from_secs(60);
 
-/// A run that is ready to start.
-pub(crate) struct StartedRun<'a> {
-    run: &'a RunDir,
-    plan: &'a TrainPlan,
-    dataset: &'a Dataset,
-    attempt: Attempt,
-    rank_program: PathBuf,
+/// What a start consists of.
+pub(crate) struct Start<'a> {
+    pub(crate) run: &'a RunDir,
+    pub(crate) plan: &'a TrainPlan,
+    pub(crate) dataset: &'a Dataset,
+    pub(crate) rank_program: PathBuf,
+    pub(crate) layout: Layout,
+    /// None where all ranks run on this machine.
+    pub(crate) place: Option<Place>,
 }
 
-impl<'a> StartedRun<'a> {
+/// A run that is ready to start.
+pub(crate) struct StartedRun<'a> {
+    start: Start<'a>,
+    attempt: Attempt,
+}
+
+impl<'a> Start<'a> {
     /// Takes the next attempt number of the run.
-    pub(crate) fn claim(
-        run: &'a RunDir,
-        plan: &'a TrainPlan,
-        dataset: &'a Dataset,
-        rank_program: PathBuf,
-    ) -> Result<StartedRun<'a>, CliError> {
-        let attempt = Attempt(run.checkpoints()?.claim_next()?.0);
-        Ok(StartedRun { run, plan, dataset, attempt, rank_program })
+    pub(crate) fn claim(self) -> Result<StartedRun<'a>, CliError> {
+        let attempt = Attempt(self.run.checkpoints()?.claim_next()?.0);
+        Ok(StartedRun { start: self, attempt })
     }
 
+    /// Takes part in an attempt that node 0 has claimed.
+    pub(crate) fn join(self, attempt: Attempt) -> StartedRun<'a> {
+        StartedRun { start: self, attempt }
+    }
+}
+
+impl StartedRun<'_> {
     /// Runs to the end, whatever that is.
     pub(crate) fn to_the_end(&self) -> Result<u8, CliError> {
-        let (service, _handle) = self.shim().build()?;
+        let hosted = self.host()?;
+        let place = self.start.place.as_ref();
+        let hosts_it = place.is_some_and(|place| place.node == 0);
+        let _announced = match hosts_it {
+            true => Some(Announced::new(self.start.run, self.attempt, self.start.layout)?),
+            false => None,
+        };
+        let there = place.map(|place| Rendezvous { address: place.address, secret: place.secret });
+        let here = hosted.as_ref().map(|hosted| hosted.rendezvous.clone());
+        let (service, _handle) = self.shim(here.or(there)).build()?;
         let (sender, events) = sync_channel(EVENT_LIMIT);
         let terminal = std::io::stderr().is_terminal();
         // The shim has the main thread: the ranks' lives are tied to the thread that starts them.
@@ -56,32 +76,54 @@ impl<'a> StartedRun<'a> {
         let story = view.join().unwrap_or_default();
         let outcome = outcome?;
         match &outcome {
+            // Rank 0 evaluates: its host reports.
+            Outcome::Finished if place.is_some_and(|place| place.node > 0) => {}
             Outcome::Finished => self.report(&story)?,
             Outcome::Suspended { step, .. } => screen::say(format_args!(
                 "checkpointed after step {step} and stopped; `lampyris resume {}` continues",
-                self.run.path().display()
+                self.start.run.path().display()
             )),
             Outcome::Failed(_) => {}
         }
         error::exit_code(outcome)
     }
 
-    fn shim(&self) -> Options {
+    /// The rendezvous, if there is anyone to meet and it is this host's to serve.
+    fn host(&self) -> Result<Option<Hosted>, CliError> {
+        match &self.start.place {
+            None if self.start.layout.world() == 1 => Ok(None),
+            None => Hosted::here(self.attempt).map(Some),
+            Some(place) if place.node == 0 => {
+                Hosted::at(place.address, place.secret, self.attempt).map(Some)
+            }
+            Some(_) => Ok(None),
+        }
+    }
+
+    fn shim(&self, rendezvous: Option<Rendezvous>) -> Options {
+        let Start { run, dataset, layout, .. } = &self.start;
         let arguments: [OsString; 5] = [
             "train".into(),
             "--plan".into(),
-            self.run.plan_path().into(),
+            run.plan_path().into(),
             "--dataset".into(),
-            self.dataset.folder().into(),
+            dataset.folder().into(),
         ];
+        let (node, local_ranks) = match &self.start.place {
+            None => (0, layout.world()),
+            Some(place) => (place.node, layout.ranks_per_node),
+        };
         Options {
-            program: self.rank_program.clone(),
+            program: self.start.rank_program.clone(),
             arguments: arguments.into(),
-            run_dir: self.run.path().to_path_buf(),
+            run_dir: run.path().to_path_buf(),
             attempt: self.attempt,
-            first_rank: Rank(0),
-            local_ranks: self.plan.parallel.data,
-            world: self.plan.parallel.data as u64,
+            first_rank: Rank((node * layout.ranks_per_node) as u64),
+            local_ranks,
+            world: layout.world() as u64,
+            nodes: layout.nodes as u64,
+            node: node as u64,
+            rendezvous,
             build_id: rank_program::build_id(),
             deadline: None,
             report_after: REPORT_AFTER,
@@ -91,15 +133,15 @@ impl<'a> StartedRun<'a> {
 
     fn report(&self, story: &Story) -> Result<(), CliError> {
         let compressed = self.compressed(story)?;
-        let corpus = &self.dataset.manifest().training;
-        screen::say(screen::report(self.run.path(), story, corpus, &compressed));
+        let corpus = &self.start.dataset.manifest().training;
+        screen::say(screen::report(self.start.run.path(), story, corpus, &compressed));
         Ok(())
     }
 
     fn compressed(&self, story: &Story) -> Result<Vec<Compressed>, CliError> {
         match &story.evaluated {
-            Some(evaluated) if self.plan.eval.compare_compressors => {
-                let text = self.dataset.validation_text(evaluated.tokens);
+            Some(evaluated) if self.start.plan.eval.compare_compressors => {
+                let text = self.start.dataset.validation_text(evaluated.tokens);
                 compressors::compress(text).map_err(|source| CliError::Compress { source })
             }
             _ => Ok(Vec::new()),

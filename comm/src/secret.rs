@@ -42,6 +42,11 @@ impl Secret {
         Self(bytes)
     }
 
+    /// The bytes, for a starter that read them from a file and passes them on through a pipe.
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// Reads it from a descriptor inherited from the starter.
     ///
     /// # Errors

@@ -4,7 +4,8 @@
 //! `ready`, `steps=N`, `busy=WHAT`, `eval=BPB`,
 //! `from=STEP` (counts steps from there), `commit` (a real checkpoint of the run's plan, whose values follow from the step), `sample`, `log=TEXT`, `fail=CAUSE` (number of the cause), `garbage`,
 //! `huge`, `wait` (for a suspend request, then says so and exits 85 or 86), `ignore` (everything until the shim is
-//! gone, as a stuck rank does), `deadline` (waits for one and logs it), `finish`, `exit=N`, `signal=NAME`.
+//! gone, as a stuck rank does), `deadline` (waits for one and logs it), `place` (logs node, threads and cores),
+//! `meet` (forms a communicator with the other ranks and adds up ones), `finish`, `exit=N`, `signal=NAME`.
 //! Without a script it is a good rank: `ready steps=3 finish`.
 
 #![allow(clippy::unwrap_used, reason = "a test program: what is unexpected must panic")]
@@ -13,6 +14,7 @@
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::tensors::{TensorEntry, tensor_list};
 use lampyris_checkpoint::{CheckpointId, Digests, Kind, Meta, Piece, Run, Transfer};
+use lampyris_comm::{self as comm, Communicator, Membership, Secret};
 use lampyris_plan::{Attempt, Inventory, Rank, Step, TrainPlan, digest};
 use lampyris_proto::frame;
 use lampyris_proto::rank::{
@@ -20,6 +22,7 @@ use lampyris_proto::rank::{
     ToRank, from_rank::Body, to_rank,
 };
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -62,7 +65,8 @@ fn train(arguments: &[String]) -> ExitCode {
     let socket = io::stdin().as_fd().try_clone_to_owned().unwrap();
     let attempt = number("--attempt");
     let (run_dir, plan) = (text("--run-dir"), text("--plan"));
-    let mut fake = Fake { socket: socket.into(), rank, attempt, step: 0, run_dir, plan };
+    let place = ["--world", "--nodes", "--node", "--rendezvous", "--secret-fd"].map(text);
+    let mut fake = Fake { socket: socket.into(), rank, attempt, step: 0, run_dir, plan, place };
     for word in script.split_whitespace() {
         let (verb, value) = word.split_once('=').unwrap_or((word, ""));
         if let Some(code) = fake.act(verb, value) {
@@ -79,6 +83,8 @@ struct Fake {
     step: u64,
     run_dir: String,
     plan: String,
+    /// World, nodes, node, rendezvous, descriptor of the secret.
+    place: [String; 5],
 }
 
 impl Fake {
@@ -127,6 +133,13 @@ impl Fake {
                     }
                 }
             }
+            "place" => {
+                let [_, nodes, node, ..] = &self.place;
+                let threads = env::var("OMP_NUM_THREADS").unwrap_or_else(|_| "all".into());
+                let cores = std::thread::available_parallelism().unwrap();
+                eprintln!("node {node} of {nodes}, {threads} threads on {cores} cores");
+            }
+            "meet" => self.meet(),
             "finish" => {
                 let (step, tokens, train_s) = (self.step, self.step * 64, 1.0);
                 self.say(Body::Finished(Finished { step, tokens, train_s }));
@@ -192,6 +205,30 @@ impl Fake {
         };
         let path = run.commit(&meta, &[report]).unwrap().display().to_string();
         self.say(Body::Saved(Saved { step: self.step, path, bytes, save_s: 0.25 }));
+    }
+
+    /// Proves that every rank is there, knows the secret and takes its node for the right one.
+    fn meet(&self) {
+        let [world, nodes, node, rendezvous, secret] = &self.place;
+        let world: usize = world.parse().unwrap();
+        let secret = File::open(format!("/proc/self/fd/{secret}")).unwrap();
+        let membership = Membership {
+            rank: comm::Rank::of(self.rank as usize),
+            ranks: world,
+            node: comm::Node(node.parse().unwrap()),
+            attempt: comm::Attempt(self.attempt as u32),
+            generation: comm::Generation(0),
+            rendezvous: rendezvous.parse().unwrap(),
+            address: None,
+            secret: Secret::from_fd(secret.into()).unwrap(),
+        };
+        let communicator = Communicator::connect(&membership, comm::Options::default()).unwrap();
+        let mut ones = [1.0_f32; 5];
+        communicator.world().all_reduce(&mut ones).unwrap();
+        assert_eq!(ones, [world as f32; 5]);
+        let last = communicator.node_of(comm::Rank::of(world - 1));
+        assert_eq!((last.0 + 1).to_string(), *nodes);
+        eprintln!("met {world} ranks on {nodes} nodes");
     }
 
     fn wait(&mut self) -> ExitCode {

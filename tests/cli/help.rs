@@ -8,6 +8,7 @@ const SUB_COMMANDS: &[&str] = &[
     "train",
     "resume",
     "suspend",
+    "ranks",
     "checkpoint",
     "checkpoint list",
     "checkpoint show",

@@ -1,12 +1,15 @@
 //! The shim with real processes: how they are started, how each end is reported, that nothing outlives it.
 
+use lampyris_comm::{Secret, Server};
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::{Attempt, Rank, Step};
 use lampyris_tests::program;
 use lampyris_worker::shim::{
-    Event, Failure, FailureCause, Handle, Options, Outcome, ShimError, boottime, control,
+    Event, Failure, FailureCause, Handle, Options, Outcome, Rendezvous, ShimError, boottime,
+    control, status,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -36,11 +39,19 @@ fn options(run_dir: &Path, script: &str, local_ranks: usize) -> Options {
         first_rank: Rank(0),
         local_ranks,
         world: local_ranks as u64,
+        nodes: 1,
+        node: 0,
+        rendezvous: (local_ranks > 1).then(nowhere),
         build_id: lampyris_proto::build_id(lampyris_plan::train_plan::SCHEMA),
         deadline: None,
         report_after: Duration::from_millis(300),
         handle_signals: false,
     }
+}
+
+/// For ranks that do not look for each other.
+fn nowhere() -> Rendezvous {
+    Rendezvous { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)), secret: [7; 32] }
 }
 
 fn start_with(change: impl FnOnce(&mut Options), script: &str, local_ranks: usize) -> Run {
@@ -242,4 +253,98 @@ fn a_stopped_rank_that_is_told_much_still_hears_the_last_word() {
     run.handle.suspend(true);
     kill_process(pid, Signal::CONT).unwrap();
     assert_eq!(run.end().exit_code(), 86);
+}
+
+#[test]
+fn ranks_on_virtual_nodes_find_each_other_with_a_secret_that_no_one_else_sees() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let secret = [3; 32];
+    let key = Secret::from_bytes(secret);
+    let server = Server::start(anywhere, key, lampyris_comm::Attempt(3), LIMIT).unwrap();
+    let rendezvous = Rendezvous { address: server.address(), secret };
+    assert!(!format!("{rendezvous:?}").contains("3, 3"), "{rendezvous:?}");
+    let change = |options: &mut Options| {
+        options.nodes = 2;
+        options.rendezvous = Some(rendezvous);
+    };
+    let run = start_with(change, "ready place meet steps=1 finish", 4);
+    let Run { shim, dir, .. } = run;
+    let outcome = shim.join().unwrap().unwrap();
+    assert_eq!(outcome, Outcome::Finished);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    for rank in 0..4 {
+        let log = dir.path().join(format!("logs/rank-{rank}.attempt-3.log"));
+        let log = std::fs::read_to_string(log).unwrap();
+        let threads = (cores / 4).max(1);
+        let expected = format!(
+            "node {} of 2, {threads} threads on {} cores\nmet 4 ranks on 2 nodes\n",
+            rank / 2,
+            if cores >= 4 { cores / 4 } else { cores },
+        );
+        assert_eq!(log, expected);
+    }
+}
+
+#[test]
+fn a_shim_of_one_node_among_several_numbers_its_ranks_from_there() {
+    let change = |options: &mut Options| {
+        (options.world, options.nodes, options.node) = (6, 3, 2);
+        options.first_rank = Rank(4);
+    };
+    let run = start_with(change, "ready place steps=2 busy=saving finish", 2);
+    let Run { shim, dir, .. } = run;
+    assert_eq!(shim.join().unwrap().unwrap(), Outcome::Finished);
+    let log = std::fs::read_to_string(dir.path().join("logs/rank-5.attempt-3.log")).unwrap();
+    assert!(log.starts_with("node 2 of 3, "), "{log}");
+    let text = std::fs::read_to_string(status::status_path(dir.path(), 2)).unwrap();
+    let status: status::Status = serde_json::from_str(&text).unwrap();
+    assert_eq!((status.attempt, status.world, status.nodes, status.node), (3, 6, 3, 2));
+    assert_eq!((status.state, status.exit_code), (status::State::Finished, Some(0)));
+    let ranks: Vec<_> = status.ranks.iter().map(|rank| (rank.rank, rank.node, rank.step)).collect();
+    assert_eq!(ranks, [(4, 2, 2), (5, 2, 2)]);
+    assert_eq!(status.ranks[1].operation, "finished");
+}
+
+#[test]
+fn layouts_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    type Change = fn(&mut Options);
+    let cases: [(Change, &str); 4] = [
+        (|options| options.rendezvous = None, "4 ranks need a rendezvous"),
+        (|options| options.nodes = 3, "4 ranks do not fill 3 nodes evenly"),
+        (|options| options.node = 1, "rank 0 is not the first of node 1"),
+        (|options| options.world = 2, "ranks 0 and up, 4 of them, are not among 2"),
+    ];
+    for (change, expected) in cases {
+        let mut options = options(dir.path(), "ready", 4);
+        change(&mut options);
+        let error = options.build().err().unwrap();
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn the_status_follows_the_ranks_while_they_run() {
+    let run = start("ready steps=3 busy=reducing ignore", 1);
+    run.wait_for(|event| match event {
+        Event::Said { body: Body::Operation(_), .. } => Some(()),
+        _ => None,
+    });
+    let end = Instant::now() + LIMIT;
+    let doing = loop {
+        assert!(Instant::now() < end, "the status is written");
+        match status::read(run.dir.path()).unwrap().first() {
+            Some(node) if node.ranks[0].step == 3 => break node.ranks[0].operation.clone(),
+            _ => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert_eq!(doing, "reducing");
+    run.handle.kill();
+    let dir = run.dir.path().to_path_buf();
+    let Run { shim, dir: keep, .. } = run;
+    assert_eq!(shim.join().unwrap().unwrap().exit_code(), 130);
+    let status = status::read(&dir).unwrap().remove(0);
+    assert_eq!(status.state, status::State::Failed);
+    assert!(status.reason.starts_with("killed before a checkpoint"), "{}", status.reason);
+    drop(keep);
 }

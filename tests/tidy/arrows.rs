@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["plan", "recipes", "proto", "comm", "hfreduce", "data", "checkpoint", "torch", "model"],
     ),
     ("scheduler", &["proto"]),
-    ("worker", &["proto"]),
+    ("worker", &["proto", "comm"]),
     (
         "cli",
         &[

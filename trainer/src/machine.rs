@@ -9,8 +9,10 @@ use tch::{Cuda, Device, Kind, Tensor};
 /// The device of a rank and its threads, set up for this process.
 pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result<Device> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    // The shim names the share of each of several ranks, and may have pinned this one to it.
+    let share = std::env::var("OMP_NUM_THREADS").ok().and_then(|share| share.parse().ok());
     let threads = match plan.parallel.threads_per_rank {
-        0 => (cores / local_ranks.max(1)).max(1),
+        0 => share.unwrap_or(cores / local_ranks.max(1)).max(1),
         threads => threads,
     };
     tch::set_num_threads(i32::try_from(threads)?);

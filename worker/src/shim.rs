@@ -5,6 +5,9 @@
 //! `supervisor` (pure: no clock, files or processes), the doing in `service` and `rank_process`. One thread, no network,
 //! no tokio. Starting a job, choosing an attempt and drawing progress are the caller's.
 //!
+//! What the ranks are at is written to `status.json` of the run directory ([`status`]) for `lampyris ranks` and for
+//! whoever asks later how the attempt ended.
+//!
 //! Suspend is a contract, not a kill (docs/architecture.md, "Control"):
 //!
 //! | what happens | what the ranks are told | exit code |
@@ -16,10 +19,12 @@
 //! | a rank fails | nothing; the others are killed after 0.5 s | 75 or 78 as the rank's, else 1 |
 
 pub mod control;
+mod cores;
 mod outcome;
 mod rank_process;
 mod service;
+pub mod status;
 mod supervisor;
 
 pub use outcome::{Event, Exit, Failure, FailureCause, Outcome, SuspendReason};
-pub use service::{Handle, Options, Service, ShimError, boottime};
+pub use service::{Handle, Options, Rendezvous, Service, ShimError, boottime};

@@ -1,17 +1,19 @@
 //! `lampyris resume RUN`: a new attempt that continues from the newest good checkpoint of the run's lineage. With
 //! `--recipe` it continues under another recipe; values that may change its numbers must be named.
 
+use super::train::join;
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
+use crate::launch::{Announced, LaunchArgs};
 use crate::prepare::{prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
-use crate::started_run::StartedRun;
+use crate::started_run::Start;
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::digest::{Change, changes};
-use lampyris_plan::validate::check_trainable;
+use lampyris_plan::validate::{check_trainable, validate};
 use lampyris_worker::shim::control;
 use std::path::PathBuf;
 
@@ -28,14 +30,21 @@ pub(crate) struct Args {
     /// Accept a change that may change the numbers of the run, by key or section; may be repeated
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     allow_change: Vec<String>,
+    #[command(flatten)]
+    launch: LaunchArgs,
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
+    let place = args.launch.place()?;
+    if let Some(place) = place.as_ref().filter(|place| place.node > 0) {
+        return join(&args.run, &args.launch, place, environment);
+    }
     let run = RunDir::open(&args.run)?;
     let _lock = run.lock()?;
     let before = run.plan()?;
     let plan = args.plan(&before, environment)?;
     check_trainable(&plan)?;
+    let layout = args.launch.layout(&plan)?;
     let changed = changes(&before, &plan);
     args.refuse(&changed)?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
@@ -54,18 +63,22 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     }
     let suspend = control::suspend_path(run.path());
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
-    StartedRun::claim(&run, &plan, &dataset, rank_program)?.to_the_end()
+    Announced::forget(&run)?;
+    let (run, plan, dataset) = (&run, &plan, &dataset);
+    Start { run, plan, dataset, rank_program, layout, place }.claim()?.to_the_end()
 }
 
 impl Args {
     fn plan(&self, before: &TrainPlan, environment: &Environment) -> Result<TrainPlan, CliError> {
-        match &self.recipe {
-            None => Ok(before.clone()),
-            Some(recipe) => {
-                let (recipe, sets) = (recipe.clone(), self.sets.clone());
-                RecipeArgs { recipe, sets }.load(environment)
-            }
+        let ranks = self.launch.ranks();
+        if let Some(recipe) = &self.recipe {
+            let (recipe, sets) = (recipe.clone(), self.sets.clone());
+            return RecipeArgs { recipe, sets }.with_ranks(ranks).load(environment);
         }
+        let mut plan = before.clone();
+        plan.parallel.data = ranks.unwrap_or(plan.parallel.data);
+        validate(&plan).map_err(CliError::Invalid)?;
+        Ok(plan)
     }
 
     /// Refuses numeric changes that are not named.

@@ -3,11 +3,12 @@
 
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
-use crate::prepare::prepare;
+use crate::launch::{Announced, LaunchArgs, Place, await_word};
+use crate::prepare::{prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
-use crate::started_run::StartedRun;
+use crate::started_run::Start;
 use jiff::Zoned;
 use lampyris_plan::validate::check_trainable;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub(crate) struct Args {
     recipe: RecipeArgs,
     #[command(flatten)]
     run_dir: RunDirArgs,
+    #[command(flatten)]
+    launch: LaunchArgs,
 }
 
 /// Where a new run goes.
@@ -39,14 +42,49 @@ impl RunDirArgs {
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    let plan = args.recipe.load(environment)?;
+    let place = args.launch.place()?;
+    if let (Some(place), Some(path)) = (&place, &args.run_dir.run_dir)
+        && place.node > 0
+    {
+        return join(path, &args.launch, place, environment);
+    }
+    if place.is_some() && args.run_dir.run_dir.is_none() {
+        return Err(CliError::RunDirNeeded);
+    }
+    let recipe = args.recipe.with_ranks(args.launch.ranks());
+    let plan = recipe.load(environment)?;
     check_trainable(&plan)?;
+    let layout = args.launch.layout(&plan)?;
     let named = args.run_dir.named()?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
     let dataset = prepare(&plan)?;
-    let run = RunDir::create(&plan, named, &Zoned::now(), &args.recipe.text_with_sets()?)?;
+    let run = RunDir::create(&plan, named, &Zoned::now(), &recipe.text_with_sets()?)?;
     run.record_dataset(&dataset)?;
     screen::note(format_args!("run directory {}", run.path().display()));
     let _lock = run.lock()?;
-    StartedRun::claim(&run, &plan, &dataset, rank_program)?.to_the_end()
+    Announced::forget(&run)?;
+    let (run, plan, dataset) = (&run, &plan, &dataset);
+    Start { run, plan, dataset, rank_program, layout, place }.claim()?.to_the_end()
+}
+
+/// Takes part in the run at `path`, which another host starts: plan and attempt are its, the text must be the same.
+pub(crate) fn join(
+    path: &Path,
+    launch: &LaunchArgs,
+    place: &Place,
+    environment: &Environment,
+) -> Result<u8, CliError> {
+    let rank_program = rank_program::find(environment.rank_program.clone())?;
+    screen::note(format_args!("waiting for node 0 to start {}", path.display()));
+    let (run, attempt) = await_word(path, launch)?;
+    let plan = run.plan()?;
+    let record = run.dataset()?;
+    let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();
+    let dataset = kept.map_or_else(|| prepare(&plan), Ok)?;
+    if record.is_none_or(|record| record.fingerprint != dataset.fingerprint()) {
+        return Err(CliError::OtherText { run: path.to_path_buf() });
+    }
+    let (layout, place) = (launch.layout(&plan)?, Some(place.clone()));
+    let (run, plan, dataset) = (&run, &plan, &dataset);
+    Start { run, plan, dataset, rank_program, layout, place }.join(attempt).to_the_end()
 }

@@ -4,20 +4,25 @@
 //! That a rank dies with its shim is the rank's own first act (PR_SET_PDEATHSIG needs code between fork and exec, which
 //! is unsafe): it asks the kernel for SIGKILL at its parent's death and treats end-of-file on the socket as that death.
 
+use super::cores;
 use super::outcome::Exit;
-use super::service::ShimError;
+use super::service::{Rendezvous, ShimError};
 use lampyris_proto::frame::{self, Decoder, FrameError};
 use lampyris_proto::rank::{FromRank, ToRank, to_rank};
 use lampyris_proto::{Attempt, Rank};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::thread::CpuSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 
 /// The rank's end of its socket is its standard input: the one descriptor that can be passed without a race and taken
 /// (by cloning it) without unsafe code on either side.
@@ -31,6 +36,10 @@ const TAIL_BYTES: u64 = 8 << 10;
 const TAIL_LINES: usize = 8;
 const TAIL_COLUMNS: usize = 240;
 
+/// Held from the moment the read end of a secret's pipe may be inherited until it is closed, so that no other shim of
+/// this process starts a rank that would inherit it too.
+static INHERITABLE: Mutex<()> = Mutex::new(());
+
 /// Where and with what a rank is started.
 pub(super) struct Launch<'a> {
     pub(super) program: &'a Path,
@@ -39,6 +48,19 @@ pub(super) struct Launch<'a> {
     pub(super) rank: Rank,
     pub(super) world: u64,
     pub(super) attempt: Attempt,
+    /// None in a job of one rank.
+    pub(super) among: Option<Among<'a>>,
+    /// The cores the rank may run on; None for all of this process's.
+    pub(super) cores: Option<CpuSet>,
+    /// Compute threads, unless the plan fixes them; None for all cores.
+    pub(super) threads: Option<usize>,
+}
+
+/// The place of a rank among others.
+pub(super) struct Among<'a> {
+    pub(super) nodes: u64,
+    pub(super) node: u64,
+    pub(super) rendezvous: &'a Rendezvous,
 }
 
 pub(super) struct RankProcess {
@@ -84,9 +106,13 @@ impl RankProcess {
             .stdout(output)
             .stderr(errors)
             .process_group(0);
-        let child = command
-            .spawn()
-            .map_err(|source| ShimError::Start { program: launch.program.to_path_buf(), source })?;
+        if let Some(threads) = launch.threads {
+            command.env("OMP_NUM_THREADS", threads.to_string());
+        }
+        let child = match &launch.among {
+            None => spawn(&mut command, launch)?,
+            Some(among) => spawn_among(&mut command, launch, among)?,
+        };
         let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
             .map_err(|error| ShimError::Watch(error.into()))?;
         let (decoder, outbox) = Default::default();
@@ -208,6 +234,35 @@ impl RankProcess {
         lines.reverse();
         lines
     }
+}
+
+/// Starts the process on its cores: it inherits those of this thread, which are put back.
+fn spawn(command: &mut Command, launch: &Launch<'_>) -> Result<Child, ShimError> {
+    let _pinned = launch.cores.map(cores::pin);
+    let program = || launch.program.to_path_buf();
+    command.spawn().map_err(|source| ShimError::Start { program: program(), source })
+}
+
+/// Starts the process with its place and the secret, in a pipe that it alone inherits.
+fn spawn_among(
+    command: &mut Command,
+    launch: &Launch<'_>,
+    among: &Among<'_>,
+) -> Result<Child, ShimError> {
+    let failed = |errno: rustix::io::Errno| ShimError::Socket(errno.into());
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    // Far less than a pipe holds, so it does not wait.
+    rustix::io::write(&write, &among.rendezvous.secret).map_err(failed)?;
+    drop(write);
+    command
+        .args(["--nodes", &among.nodes.to_string(), "--node", &among.node.to_string()])
+        .args(["--rendezvous", &among.rendezvous.address.to_string()])
+        .args(["--secret-fd", &read.as_raw_fd().to_string()]);
+    let _alone = INHERITABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    fcntl_setfd(&read, FdFlags::empty()).map_err(failed)?;
+    let child = spawn(command, launch);
+    drop(read);
+    child
 }
 
 impl Drop for RankProcess {

@@ -2,8 +2,10 @@
 //! supervisor and does what it says.
 
 use super::control;
+use super::cores;
 use super::outcome::{Event, Outcome, SuspendReason};
-use super::rank_process::{Launch, RankProcess};
+use super::rank_process::{Among, Launch, RankProcess};
+use super::status::StatusFile;
 use super::supervisor::{Action, Input, Setup, Supervisor};
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::{Attempt, Rank};
@@ -15,7 +17,9 @@ use signal_hook::iterator::backend::{Handle as SignalHandle, SignalDelivery};
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -52,7 +56,10 @@ pub enum ShimError {
         /// Cause.
         source: io::Error,
     },
-    /// No socket pair or event counter.
+    /// Several ranks and nowhere to meet, or nodes that do not hold equally many ranks.
+    #[error("{0}")]
+    Layout(String),
+    /// No socket pair, pipe or event counter.
     #[error("cannot make a socket: {0}")]
     Socket(io::Error),
     /// A process cannot be watched.
@@ -69,7 +76,7 @@ pub struct Options {
     /// The rank program.
     pub program: PathBuf,
     /// Sub-command and arguments common to all ranks. `--run-dir`, `--rank`, `--world`, `--attempt` and `--socket-fd`
-    /// are added.
+    /// are added, and in a job of several ranks `--nodes`, `--node`, `--rendezvous` and `--secret-fd`.
     pub arguments: Vec<OsString>,
     /// Run directory: logs go to `logs/`, requests come from `control/`.
     pub run_dir: PathBuf,
@@ -81,6 +88,13 @@ pub struct Options {
     pub local_ranks: usize,
     /// Ranks of the job.
     pub world: u64,
+    /// Nodes of the job; each has `world / nodes` ranks, in order.
+    pub nodes: u64,
+    /// Node of the first local rank. A shim with more ranks than a node has plays several (virtual) nodes: their ranks
+    /// take each other for ranks of other hosts.
+    pub node: u64,
+    /// Where the ranks find each other; needed when there are several.
+    pub rendezvous: Option<Rendezvous>,
     /// Build id that each rank must have.
     pub build_id: String,
     /// Moment on CLOCK_BOOTTIME after which the ranks are killed; see [`boottime`].
@@ -89,6 +103,21 @@ pub struct Options {
     pub report_after: Duration,
     /// Take SIGTERM, SIGUSR2 and SIGINT of this process. A host that runs several shims keeps them and uses handles.
     pub handle_signals: bool,
+}
+
+/// Where the ranks of an attempt find each other, hosted by whoever starts the job.
+#[derive(Clone)]
+pub struct Rendezvous {
+    /// Of the server.
+    pub address: SocketAddr,
+    /// What a rank must know to be let in; each gets it through a pipe.
+    pub secret: [u8; 32],
+}
+
+impl fmt::Debug for Rendezvous {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rendezvous({}, ..)", self.address)
+    }
 }
 
 /// Speaks to a running shim; cheap to clone. After the shim has ended every call does nothing.
@@ -139,6 +168,7 @@ pub struct Service {
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
     backlog: VecDeque<Event>,
+    status: StatusFile,
 }
 
 /// When dropped, the signals end the process again, as they did before.
@@ -158,8 +188,9 @@ impl Options {
     /// Takes the signals (if asked to) and prepares the shim; no process is started yet.
     ///
     /// # Errors
-    /// [`ShimError::Signals`] or [`ShimError::Socket`].
+    /// [`ShimError::Layout`], [`ShimError::Signals`] or [`ShimError::Socket`].
     pub fn build(self) -> Result<(Service, Handle), ShimError> {
+        self.check_layout()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|error| ShimError::Socket(error.into()))?);
         let (sender, commands) = sync_channel(COMMAND_LIMIT);
@@ -173,7 +204,25 @@ impl Options {
         });
         let backlog = VecDeque::new();
         let handle = Handle { commands: sender, wake: Arc::clone(&wake) };
-        Ok((Service { options: self, supervisor, signals, commands, wake, backlog }, handle))
+        let status = StatusFile::new(&self);
+        let options = self;
+        Ok((Service { options, supervisor, signals, commands, wake, backlog, status }, handle))
+    }
+
+    fn check_layout(&self) -> Result<(), ShimError> {
+        let (world, nodes, ranks) = (self.world, self.nodes, self.local_ranks as u64);
+        let wrong = if ranks == 0 || self.first_rank.0 + ranks > world {
+            format!("ranks {} and up, {ranks} of them, are not among {world}", self.first_rank)
+        } else if nodes == 0 || !world.is_multiple_of(nodes) {
+            format!("{world} ranks do not fill {nodes} nodes evenly")
+        } else if self.first_rank.0 != self.node * (world / nodes) {
+            format!("rank {} is not the first of node {}", self.first_rank, self.node)
+        } else if world > 1 && self.rendezvous.is_none() {
+            format!("{world} ranks need a rendezvous")
+        } else {
+            return Ok(());
+        };
+        Err(ShimError::Layout(wrong))
     }
 }
 
@@ -209,6 +258,7 @@ impl Service {
                 self.apply(input, &mut ranks);
             }
             self.forward(events);
+            self.status.write_if_due();
             if let Some(outcome) = self.supervisor.outcome() {
                 break outcome;
             }
@@ -218,23 +268,36 @@ impl Service {
                 break;
             }
         }
-        Ok(self.with_log(outcome, &ranks))
+        let outcome = self.with_log(outcome, &ranks);
+        self.status.end(&outcome);
+        Ok(outcome)
     }
 
     fn start(&mut self) -> Result<Vec<RankProcess>, ShimError> {
-        let mut ranks = Vec::with_capacity(self.options.local_ranks);
-        for index in 0..self.options.local_ranks {
-            let rank = Rank(self.options.first_rank.0 + index as u64);
+        let options = &self.options;
+        let mut ranks = Vec::with_capacity(options.local_ranks);
+        let mut shares = cores::shares(options.local_ranks).into_iter();
+        let ranks_per_node = options.world / options.nodes;
+        for index in 0..options.local_ranks {
+            let rank = Rank(options.first_rank.0 + index as u64);
+            let node = options.node + index as u64 / ranks_per_node;
+            let among = options.rendezvous.as_ref().filter(|_| options.world > 1);
+            let share = shares.next().unwrap_or_default();
             let process = RankProcess::start(&Launch {
-                program: &self.options.program,
-                arguments: &self.options.arguments,
-                run_dir: &self.options.run_dir,
+                program: &options.program,
+                arguments: &options.arguments,
+                run_dir: &options.run_dir,
                 rank,
-                world: self.options.world,
-                attempt: self.options.attempt,
+                world: options.world,
+                attempt: options.attempt,
+                among: among.map(|rendezvous| Among { nodes: options.nodes, node, rendezvous }),
+                cores: share.cores,
+                threads: share.threads,
             })?;
             let (pid, log) = (process.pid(), process.log.clone());
-            self.backlog.push_back(Event::Started { rank, pid, log });
+            let event = Event::Started { rank, pid, log };
+            self.status.note(&event);
+            self.backlog.push_back(event);
             ranks.push(process);
         }
         Ok(ranks)
@@ -310,6 +373,7 @@ impl Service {
 
     /// Queues an event; at the limit, the oldest progress makes room.
     fn emit(&mut self, event: Event) {
+        self.status.note(&event);
         if self.backlog.len() >= EVENT_BACKLOG {
             let oldest = self.backlog.iter().position(is_progress).unwrap_or(0);
             self.backlog.remove(oldest);

@@ -20,7 +20,14 @@ pub mod rank {
 }
 
 /// Messages and services between cli, scheduler and worker, package `lampyris.v1`, documented in `proto/lampyris/v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, reason = "generated from lampyris/v1/*.proto")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from lampyris/v1/*.proto"
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/lampyris.v1.rs"));
 

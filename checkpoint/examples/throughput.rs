@@ -7,10 +7,10 @@
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, CheckpointId, Digests, Kind, Meta, Reader, Request, Run, Saver, Slot, Snapshot, Transfer,
-    one_rank,
+    Busy, CheckpointId, Digests, Kind, Meta, Ranks, Reader, Request, Run, Saver, Slot, Snapshot,
+    Transfer,
 };
-use lampyris_plan::{Rank, Step};
+use lampyris_plan::Step;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -175,7 +175,7 @@ fn main() -> Result<()> {
     let bench = Bench::new(Path::new(dir), gib, threads)?;
     let attempt = bench.run.claim_next()?;
     bench.run.record(attempt, None)?;
-    let mut saver = Saver::new(bench.run.clone(), Rank(0), bench.transfer, None, one_rank());
+    let mut saver = Saver::new(bench.run.clone(), Ranks::alone(), bench.transfer, None);
     let mut all: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 0..=rounds {
         let figures = bench.round(&mut saver, CheckpointId { step: Step(round), attempt })?;

@@ -1,7 +1,7 @@
 //! Everything that can go wrong with a checkpoint or a Hugging Face folder, with the path and what to do about it.
 
 use crate::tensors::Kind;
-use lampyris_plan::Attempt;
+use lampyris_plan::{Attempt, Rank};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -142,6 +142,20 @@ pub enum Error {
     Incomplete {
         /// What is missing or stands twice.
         problem: String,
+    },
+    /// Another rank failed; nothing was committed or loaded on any.
+    #[error("rank {rank}: {problem}")]
+    OtherRank {
+        /// Which.
+        rank: Rank,
+        /// Its message.
+        problem: String,
+    },
+    /// The ranks could not talk to each other about a checkpoint.
+    #[error("the ranks could not agree about a checkpoint: {source}")]
+    Ranks {
+        /// The error of the all-gather.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A newer attempt of this run has begun: this process must not write any more.
     #[error(

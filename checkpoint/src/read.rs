@@ -293,13 +293,7 @@ impl Reader {
 impl Shard {
     fn open(disk: &dyn Disk, dir: &Path, entry: &ShardEntry) -> Result<Shard> {
         let name = index_file(entry.rank);
-        let text = read_whole(disk, dir, &name)?;
-        let found = Checksum::of(&text);
-        if text.len() as u64 != entry.index_bytes || found != entry.index_xxh3 {
-            let problem = format!("its checksum is {found}, {} was written", entry.index_xxh3);
-            return Err(Error::corrupt(dir, &name, problem));
-        }
-        let index: ShardIndex = parse(dir, &name, &text)?;
+        let index = read_index(disk, dir, entry)?;
         if index.chunks.len() as u64 != entry.data_bytes.div_ceil(index.chunk_bytes.max(1) as u64) {
             let problem = "it has not one checksum per chunk".to_string();
             return Err(Error::corrupt(dir, &name, problem));
@@ -314,6 +308,18 @@ impl Shard {
         }
         Ok(Shard { file, bytes, index })
     }
+}
+
+/// Reads and checks the index of a rank.
+pub(crate) fn read_index(disk: &dyn Disk, dir: &Path, entry: &ShardEntry) -> Result<ShardIndex> {
+    let name = index_file(entry.rank);
+    let text = read_whole(disk, dir, &name)?;
+    let found = Checksum::of(&text);
+    if text.len() as u64 != entry.index_bytes || found != entry.index_xxh3 {
+        let problem = format!("its checksum is {found}, {} was written", entry.index_xxh3);
+        return Err(Error::corrupt(dir, &name, problem));
+    }
+    parse(dir, &name, &text)
 }
 
 /// Reads and checks only the manifest of the checkpoint in `dir`.

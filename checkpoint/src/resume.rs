@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::CheckpointId;
+use crate::ranks::{Ranks, Word, first_failure};
 use crate::read::Reader;
 use crate::run::Run;
 use crate::shard::write_small;
@@ -29,48 +30,78 @@ pub struct Quarantined {
     pub id: CheckpointId,
     /// What is wrong with it.
     pub problem: String,
-    /// Its new name; none if it could not be renamed (a read-only disk).
+    /// Its new name; none if it could not be renamed (a read-only disk), and on ranks other than 0.
     pub moved_to: Option<PathBuf>,
 }
 
 impl Run {
     /// Calls `load` with the newest checkpoint of the lineage; where that turns out damaged, quarantines it and goes on
-    /// with the one before.
+    /// with the one before. With several ranks all call it, `load` fills the part of this rank, and all end up with the
+    /// same checkpoint or all with an error; rank 0 alone then records what was loaded ([`Run::record`]).
     ///
     /// # Errors
-    /// Any error of `load` that is not damage, [`Error::NoneGood`] if checkpoints exist and all are damaged: a run never
-    /// starts over silently.
-    pub fn load_latest<T>(&self, mut load: impl FnMut(&Reader) -> Result<T>) -> Result<Loaded<T>> {
+    /// Any error of `load` that is not damage, on this or another rank; [`Error::NoneGood`] if checkpoints exist and all
+    /// are damaged: a run never starts over silently.
+    pub fn load_latest<T>(
+        &self,
+        ranks: &mut Ranks,
+        mut load: impl FnMut(&Reader) -> Result<T>,
+    ) -> Result<Loaded<T>> {
         let mut quarantined = Vec::new();
-        for id in self.candidates()? {
+        // Only rank 0's list counts: the others may look while it renames.
+        let mut candidates =
+            if ranks.leads() { self.candidates() } else { Ok(Vec::new()) }.map(|mut ids| {
+                ids.reverse();
+                ids
+            });
+        loop {
+            let word = match &mut candidates {
+                Ok(ids) => Word::Load(ids.pop()),
+                Err(e) => Word::Failed(e.to_string()),
+            };
+            let words = ranks.exchange(word)?;
+            let id = match (first_failure(&words), words.first()) {
+                (None, Some(Word::Load(Some(id)))) => *id,
+                (None, _) => break,
+                (Some(failure), _) => return candidates.and(Err(failure)),
+            };
             let opened = Reader::open(Arc::clone(self.disk()), &self.path(id));
-            match opened.and_then(|reader| load(&reader)) {
-                Ok(value) => return Ok(Loaded { found: Some((id, value)), quarantined }),
-                Err(e) if e.is_corrupt() => quarantined.push(self.quarantine(id, &e)),
-                Err(e) => return Err(e),
+            let loaded = opened.and_then(|reader| load(&reader));
+            let word = match &loaded {
+                Ok(_) => Word::Good,
+                Err(e) if e.is_corrupt() => Word::Damaged(e.to_string()),
+                Err(e) => Word::Failed(e.to_string()),
+            };
+            let words = ranks.exchange(word)?;
+            if let Some(failure) = first_failure(&words) {
+                return loaded.and(Err(failure));
+            }
+            match (first_damage(words), loaded) {
+                (None, Ok(value)) => return Ok(Loaded { found: Some((id, value)), quarantined }),
+                (None, Err(e)) => return Err(e),
+                (Some(problem), _) if ranks.leads() => {
+                    quarantined.push(self.quarantine(id, problem))
+                }
+                (Some(problem), _) => quarantined.push(Quarantined { id, problem, moved_to: None }),
             }
         }
         if !quarantined.is_empty() {
-            let problems = quarantined.iter().map(|q| q.problem.clone()).collect();
+            let problems = quarantined.into_iter().map(|q| q.problem).collect();
             return Err(Error::NoneGood { dir: self.dir().to_path_buf(), problems });
         }
         Ok(Loaded { found: None, quarantined })
     }
 
-    /// Renames a damaged checkpoint so that nothing loads it again, and leaves a report in it. With several ranks, one
-    /// of them calls this.
-    pub fn quarantine(&self, id: CheckpointId, problem: &Error) -> Quarantined {
+    /// Renames a damaged checkpoint so that nothing loads it again, and leaves a report in it.
+    fn quarantine(&self, id: CheckpointId, problem: String) -> Quarantined {
         let all = self.checkpoints_dir();
         let target = all.join(format!("{QUARANTINE_PREFIX}{id}"));
         let renamed = self
             .disk()
             .rename_noreplace(&self.path(id), &target)
             .and_then(|()| self.disk().sync_dir(&all));
-        let report = Quarantined {
-            id,
-            problem: problem.to_string(),
-            moved_to: renamed.is_ok().then(|| target.clone()),
-        };
+        let moved_to = renamed.is_ok().then(|| target.clone());
+        let report = Quarantined { id, problem, moved_to };
         if report.moved_to.is_some()
             && let Ok(text) = serde_json::to_vec_pretty(&report)
         {
@@ -79,4 +110,12 @@ impl Run {
         }
         report
     }
+}
+
+/// What the first rank that met damage says.
+fn first_damage(words: Vec<Word>) -> Option<String> {
+    words.into_iter().find_map(|word| match word {
+        Word::Damaged(problem) => Some(problem),
+        _ => None,
+    })
 }

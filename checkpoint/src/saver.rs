@@ -4,14 +4,18 @@
 //! One set of host buffers exists and goes round: [`Saver::buffers`] hands it out, [`Saver::begin`] takes it, and it is
 //! free again when that save has ended. So memory is bounded by one copy of the state, its pages are touched once and
 //! later saves cost the training loop a plain copy, and a second save cannot begin while one is in flight.
+//!
+//! With several ranks each has a saver and saves its own pieces of the same checkpoints in the same order; they agree in
+//! the background ([`Ranks`]), and none needs a barrier of its own. When to save, and whether to leave a save out, must
+//! be decided for all of them (clocks and disks differ): say, by rank 0, from its [`Saver::in_flight`].
 
 use crate::error::Result;
 use crate::format::CheckpointId;
+use crate::ranks::{Ranks, Word, first_failure};
 use crate::retention::{Pruned, Retention};
 use crate::run::{Meta, Run};
 use crate::shard::{Piece, ShardReport, Transfer};
 use crate::tensors::Kind;
-use lampyris_plan::Rank;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,15 +60,6 @@ pub enum Busy {
     Skip,
 }
 
-/// Brings the reports of all ranks together: gets this rank's report (none if its shard failed, so that the others do
-/// not wait for it) and returns all reports on rank 0, which commits, and none on the others.
-pub type Gather = Box<dyn FnMut(Option<ShardReport>) -> Result<Option<Vec<ShardReport>>> + Send>;
-
-/// The gather of a run with one rank.
-pub fn one_rank() -> Gather {
-    Box::new(|report| Ok(report.map(|report| vec![report])))
-}
-
 /// A save that has ended well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
@@ -83,29 +78,22 @@ pub struct Saved {
 /// Writes the snapshots of one rank.
 pub struct Saver {
     run: Run,
-    rank: Rank,
     transfer: Transfer,
     retention: Option<Retention>,
     state: State,
 }
 
 enum State {
-    Idle(Gather, Buffers),
-    InFlight(JoinHandle<(Result<Saved>, Gather, Buffers)>),
+    Idle(Ranks, Buffers),
+    InFlight(JoinHandle<(Result<Saved>, Ranks, Buffers)>),
     /// Only while the state changes hands.
     Changing,
 }
 
 impl Saver {
-    /// A saver for `rank`; `retention` is applied after every commit by the rank that commits.
-    pub fn new(
-        run: Run,
-        rank: Rank,
-        transfer: Transfer,
-        retention: Option<Retention>,
-        gather: Gather,
-    ) -> Saver {
-        Saver { run, rank, transfer, retention, state: State::Idle(gather, Vec::new()) }
+    /// A saver for one of `ranks`; `retention` is applied after every commit by the rank that commits.
+    pub fn new(run: Run, ranks: Ranks, transfer: Transfer, retention: Option<Retention>) -> Saver {
+        Saver { run, transfer, retention, state: State::Idle(ranks, Vec::new()) }
     }
 
     /// Whether a save is being written.
@@ -129,13 +117,12 @@ impl Saver {
     /// Begins to write `snapshot`. Returns at once; waits only if a save is still in flight, whose outcome is returned.
     pub fn begin(&mut self, snapshot: Snapshot) -> Option<Result<Saved>> {
         let ended = self.wait();
-        if let State::Idle(gather, _) = std::mem::replace(&mut self.state, State::Changing) {
+        if let State::Idle(ranks, _) = std::mem::replace(&mut self.state, State::Changing) {
             let job = Job {
                 run: self.run.clone(),
-                rank: self.rank,
+                ranks,
                 transfer: self.transfer,
                 retention: self.retention,
-                gather,
             };
             self.state = State::InFlight(std::thread::spawn(move || job.save(snapshot)));
         }
@@ -151,9 +138,9 @@ impl Saver {
     pub fn wait(&mut self) -> Option<Result<Saved>> {
         match std::mem::replace(&mut self.state, State::Changing) {
             State::InFlight(thread) => {
-                let (outcome, gather, buffers) =
+                let (outcome, ranks, buffers) =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                self.state = State::Idle(gather, buffers);
+                self.state = State::Idle(ranks, buffers);
                 Some(outcome)
             }
             other => {
@@ -173,43 +160,69 @@ impl Drop for Saver {
     }
 }
 
+/// Bytes of this rank; on the rank that commits, the folder and what retention did.
+type Ended = (u64, Option<PathBuf>, Option<std::result::Result<Pruned, String>>);
+
 /// One save, on its thread.
 struct Job {
     run: Run,
-    rank: Rank,
+    ranks: Ranks,
     transfer: Transfer,
     retention: Option<Retention>,
-    gather: Gather,
 }
 
 impl Job {
-    fn save(mut self, snapshot: Snapshot) -> (Result<Saved>, Gather, Buffers) {
-        let id = snapshot.meta.id;
+    fn save(mut self, snapshot: Snapshot) -> (Result<Saved>, Ranks, Buffers) {
         let outcome = self.try_save(&snapshot);
-        // Only the rank that commits may remove: another one could pull files away under its rename.
-        if outcome.is_err() && self.rank == Rank(0) {
-            self.run.abandon(id);
-        }
-        (outcome, self.gather, snapshot.buffers)
+        (outcome, self.ranks, snapshot.buffers)
     }
 
     fn try_save(&mut self, snapshot: &Snapshot) -> Result<Saved> {
+        let id = snapshot.meta.id;
         let begun = Instant::now();
         let written = self.write(snapshot);
         let write_time = begun.elapsed();
-        let all = (self.gather)(written.as_ref().ok().cloned());
-        let bytes = written?.entry.data_bytes;
-        let id = snapshot.meta.id;
-        let committed = match all? {
-            Some(reports) => Some(self.run.commit(&snapshot.meta, &reports)?),
-            None => None,
+        let word = match &written {
+            Ok(report) => Word::Written(id, report.entry.clone()),
+            Err(e) => Word::Failed(e.to_string()),
         };
+        // Where this fails nothing is removed: another rank may still be writing. The next attempt sweeps.
+        let words = self.ranks.exchange(word)?;
+        let ended = match first_failure(&words) {
+            Some(failure) => written.and(Err(failure)),
+            None => written.and_then(|own| self.commit(snapshot, own, &words)),
+        };
+        // All ranks have ended their writes, so the rank that commits may remove them.
+        if ended.is_err() && self.ranks.leads() {
+            self.run.abandon(id);
+        }
+        let word = ended.as_ref().map_or_else(|e| Word::Failed(e.to_string()), |_| Word::Good);
+        let words = self.ranks.exchange(word)?;
+        let (bytes, committed, pruned) = ended?;
+        match first_failure(&words) {
+            Some(failure) => Err(failure),
+            None => Ok(Saved { id, bytes, write_time, committed, pruned }),
+        }
+    }
+
+    /// What the rank that commits does with the entries of all; the others are done.
+    fn commit(&self, snapshot: &Snapshot, own: ShardReport, words: &[Word]) -> Result<Ended> {
+        let bytes = own.entry.data_bytes;
+        if !self.ranks.leads() {
+            return Ok((bytes, None, None));
+        }
+        let id = snapshot.meta.id;
+        let mut reports = vec![own];
+        for word in &words[1..] {
+            let Word::Written(of, entry) = word else { continue };
+            reports.push(self.run.report_of(id, *of, entry)?);
+        }
+        let committed = self.run.commit(&snapshot.meta, &reports)?;
         let prune = |policy| {
             let pruned = self.run.prune(policy, Some(id.attempt), false);
             pruned.map_err(|e| e.to_string())
         };
-        let pruned = self.retention.filter(|_| committed.is_some()).map(prune);
-        Ok(Saved { id, bytes, write_time, committed, pruned })
+        Ok((bytes, Some(committed), self.retention.map(prune)))
     }
 
     fn write(&self, snapshot: &Snapshot) -> Result<ShardReport> {
@@ -223,6 +236,6 @@ impl Job {
                 data: &snapshot.buffers[slot.buffer][slot.range.clone()],
             })
             .collect();
-        self.run.write_shard(snapshot.meta.id, self.rank, &pieces, self.transfer)
+        self.run.write_shard(snapshot.meta.id, self.ranks.rank(), &pieces, self.transfer)
     }
 }

@@ -11,6 +11,7 @@ use crate::format::{
     CHUNK_BYTES, CheckpointId, Checksum, PIECE_ALIGN_BYTES, PieceEntry, ShardEntry, ShardIndex,
     data_file, index_file,
 };
+use crate::read::read_index;
 use crate::run::Run;
 use crate::tensors::Kind;
 use lampyris_plan::Rank;
@@ -77,6 +78,30 @@ impl Run {
     ) -> Result<ShardReport> {
         let dir = self.begin(id)?;
         write_files(self.disk().as_ref(), &dir, (id, rank), pieces, transfer)
+    }
+
+    /// The report of another rank that says it wrote `entry` for checkpoint `of`: its index is read from the unfinished
+    /// checkpoint `id` and checked.
+    pub(crate) fn report_of(
+        &self,
+        id: CheckpointId,
+        of: CheckpointId,
+        entry: &ShardEntry,
+    ) -> Result<ShardReport> {
+        let dir = self.temporary_path(id);
+        // Another step's index is not the one here; `commit` says so.
+        if of != id {
+            let problem = format!("rank {} wrote {of}, not {id}", entry.rank);
+            return Err(Error::Incomplete { problem });
+        }
+        let index = read_index(self.disk().as_ref(), &dir, entry);
+        let index = index.map_err(|e| match e.is_corrupt() {
+            true => Error::Incomplete {
+                problem: format!("{e}; do all nodes see the same run directory?"),
+            },
+            false => e,
+        })?;
+        Ok(ShardReport { id, entry: entry.clone(), pieces: index.pieces })
     }
 }
 

@@ -7,8 +7,8 @@ use crate::{machine, snapshot};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, CheckpointId, Digests, Meta, Retention, Run, Saved, Saver, Slot, Snapshot, Transfer,
-    one_rank,
+    Busy, CheckpointId, Digests, Meta, Ranks, Retention, Run, Saved, Saver, Slot, Snapshot,
+    Transfer,
 };
 use lampyris_plan::train_plan::CheckpointPlan;
 use lampyris_plan::{Attempt, Step, TrainPlan};
@@ -39,9 +39,8 @@ impl Saves {
         let digests = lampyris_plan::digest::Digests::of(plan);
         let retention =
             Retention { last: plan.checkpoint.keep.max(1), every_steps: 0, best: false };
-        let first = lampyris_plan::Rank(0);
         Saves {
-            saver: Saver::new(run, first, Transfer::default(), Some(retention), one_rank()),
+            saver: Saver::new(run, Ranks::alone(), Transfer::default(), Some(retention)),
             attempt,
             policy: plan.checkpoint.clone(),
             digests: Digests { numerics: digests.numerics, plan: digests.plan },

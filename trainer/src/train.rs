@@ -11,7 +11,7 @@ use crate::step_metrics::StepMetrics;
 use crate::trace::Clock;
 use crate::{machine, sampling, snapshot};
 use anyhow::{Context, Result};
-use lampyris_checkpoint::{CheckpointId, Run, disk::RealDisk};
+use lampyris_checkpoint::{CheckpointId, Ranks, Run, disk::RealDisk};
 use lampyris_data::Dataset;
 use lampyris_plan::program::{self, Program, Shape};
 use lampyris_plan::{Attempt, Step, TrainPlan, lr};
@@ -346,7 +346,7 @@ fn load_state(
     let what = "reading the checkpoint".to_string();
     link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
     let Rank { network, state, .. } = rank;
-    let loaded = run.load_latest(|reader| {
+    let loaded = run.load_latest(&mut Ranks::alone(), |reader| {
         snapshot::load(state, &network.inventory, reader)?;
         Ok(reader.manifest().clone())
     })?;

@@ -4,7 +4,7 @@
 use super::crash_disk::{CrashDisk, Cut, Op};
 use super::fixture::{self, Layout, id, meta, save, write_rank};
 use lampyris_checkpoint::disk::Disk;
-use lampyris_checkpoint::{CheckpointId, Error, Reader, Retention, Run};
+use lampyris_checkpoint::{CheckpointId, Error, Ranks, Reader, Retention, Run};
 use lampyris_plan::Attempt;
 use std::path::Path;
 use std::sync::Arc;
@@ -127,7 +127,7 @@ fn check_recovery(disk: CrashDisk, told: &Told) -> Outcome {
     }
     let newest = tell(run.lineage())?.newest();
     ensure(newest >= told.recorded, || format!("the record of {:?} is gone", told.recorded))?;
-    let loaded = tell(run.load_latest(|reader| fixture::check(reader, 1)))?;
+    let loaded = tell(run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1)))?;
     ensure(loaded.quarantined.is_empty(), || "something was quarantined".to_string())?;
     let loaded = loaded.found.map(|(id, ())| id);
     ensure(loaded.map(|id| id.step) >= told.committed.last().map(|id| id.step), || {

@@ -4,7 +4,7 @@ use super::crash_disk::CrashDisk;
 use super::fixture::{self, Layout, id, save};
 use super::hooked_disk::HookedDisk;
 use lampyris_checkpoint::disk::{Disk, RealDisk};
-use lampyris_checkpoint::{Error, Run};
+use lampyris_checkpoint::{Error, Ranks, Run};
 use lampyris_plan::Attempt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,8 @@ fn whichever_operation_of_a_save_fails_earlier_checkpoints_stay_and_later_saves_
             assert!(error.contains("/run/checkpoints"), "{fail_at}: {error}");
             run.abandon(id(20, 1));
             let run = Run::open(Arc::new(disk), Path::new("/run")).unwrap();
-            let loaded = run.load_latest(|reader| fixture::check(reader, 1)).unwrap();
+            let loaded =
+                run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1)).unwrap();
             let found = loaded.found.map(|(id, ())| id);
             // Only the last operation, the sync of the rename, fails after the fact.
             let expected = if fail_at + 1 == operations { id(20, 1) } else { id(10, 1) };
@@ -132,7 +133,8 @@ fn a_full_and_then_read_only_disk_says_so_and_loses_nothing() {
     run.abandon(id(saved + 1, 1));
     assert!(saved > 10 && run.names_are_clean());
     let newest = || {
-        let loaded = run.load_latest(|reader| fixture::check(reader, 2)).unwrap();
+        let loaded =
+            run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 2)).unwrap();
         loaded.found.map(|(id, ())| id)
     };
     assert_eq!(newest(), Some(id(saved, 1)));
@@ -150,7 +152,7 @@ fn a_full_and_then_read_only_disk_says_so_and_loses_nothing() {
         }),
         _ => fixture::check(reader, 1),
     };
-    let loaded = run.load_latest(reader).unwrap();
+    let loaded = run.load_latest(&mut Ranks::alone(), reader).unwrap();
     assert_eq!(loaded.found.map(|(id, ())| id), Some(id(saved - 1, 1)));
     assert_eq!(loaded.quarantined[0].moved_to, None);
 }

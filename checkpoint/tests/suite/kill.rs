@@ -4,7 +4,7 @@
 use super::fixture::{self, Layout, id, save};
 use super::hooked_disk::HookedDisk;
 use lampyris_checkpoint::disk::RealDisk;
-use lampyris_checkpoint::{CheckpointId, Retention, Run};
+use lampyris_checkpoint::{CheckpointId, Ranks, Retention, Run};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -46,7 +46,7 @@ fn writer() {
     let disk = HookedDisk { inner: Arc::new(RealDisk), hook: Arc::new(hook) };
     let run = Run::open(Arc::new(disk), Path::new(&dir)).unwrap();
     let attempt = run.claim_next().unwrap();
-    let loaded = run.load_latest(|reader| fixture::check(reader, 2)).unwrap();
+    let loaded = run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 2)).unwrap();
     assert_eq!(loaded.quarantined, []);
     let parent = loaded.found.map(|(id, ())| id);
     println!("loaded {}", parent.map_or("nothing".to_string(), |id| id.to_string()));
@@ -94,7 +94,8 @@ fn kill_9_at_any_operation_loses_no_commit() {
         last = committed.find_map(|name| name.parse().ok()).or(last);
     }
     let run = Run::open(Arc::new(RealDisk), dir.path()).unwrap();
-    let found = run.load_latest(|reader| fixture::check(reader, 2)).unwrap().found;
+    let found =
+        run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 2)).unwrap().found;
     assert!(found.map(|(id, ())| id.step) >= last.map(|id| id.step));
     assert!(last.is_some_and(|id| id.step.0 > 10), "{last:?}");
 }
@@ -122,7 +123,8 @@ fn a_process_that_was_stopped_and_replaced_is_never_chosen() {
 
         let run = Run::open(Arc::new(RealDisk), dir.path()).unwrap();
         let attempt = run.claim_next().unwrap();
-        let loaded = run.load_latest(|reader| fixture::check(reader, 1)).unwrap().found;
+        let loaded =
+            run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1)).unwrap().found;
         assert_eq!(loaded.map(|(id, ())| id), Some(id(1, 1)));
         run.record(attempt, Some(id(1, 1))).unwrap();
         save(&run, id(2, 2), &Layout::random(9, 3)).unwrap();
@@ -131,7 +133,8 @@ fn a_process_that_was_stopped_and_replaced_is_never_chosen() {
         let output = zombie.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(words) && text.contains("superseded by attempt 2"), "{text}");
-        let loaded = run.load_latest(|reader| fixture::check(reader, 1)).unwrap().found;
+        let loaded =
+            run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1)).unwrap().found;
         assert_eq!(loaded.map(|(id, ())| id), Some(id(2, 2)), "{operation}");
     }
 }

@@ -3,9 +3,8 @@
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, Kind, Reader, Request, Run, Saver, Slot, Snapshot, Transfer, one_rank,
+    Busy, Kind, Ranks, Reader, Request, Run, Saver, Slot, Snapshot, Transfer,
 };
-use lampyris_plan::Rank;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ fn process() {
     let mut state: Vec<Vec<f32>> = (0..TENSORS)
         .map(|tensor| (0..TENSOR).map(|index| element(tensor, index)).collect())
         .collect();
-    let mut saver = Saver::new(run, Rank(0), Transfer::default(), None, one_rank());
+    let mut saver = Saver::new(run, Ranks::alone(), Transfer::default(), None);
     let mut buffers = saver.buffers(Busy::Wait).0.unwrap();
     buffers.extend(state.iter().cloned());
     let slot = |tensor| Slot {

@@ -13,6 +13,7 @@ mod hooked_disk;
 mod kill;
 mod large;
 mod peers;
+mod ranks;
 mod saver;
 mod snapshot;
 

@@ -1,12 +1,10 @@
-//! Background saves: the loop goes on, one set of buffers, errors are told, several ranks commit together.
+//! Background saves: the loop goes on, one set of buffers, errors are told.
 
 use super::fixture::{self, Layout, SMALL, id, meta, new_run, open, values};
 use super::hooked_disk::HookedDisk;
 use lampyris_checkpoint::{
-    Buffers, Busy, CheckpointId, Error, Gather, Retention, Run, Saver, ShardReport, Slot, Snapshot,
-    one_rank,
+    Buffers, Busy, CheckpointId, Error, Ranks, Retention, Run, Saver, Slot, Snapshot,
 };
-use lampyris_plan::Rank;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -35,7 +33,12 @@ fn fill(mut buffers: Buffers, layout: &Layout, rank: usize, step: u64) -> Buffer
     buffers
 }
 
-fn snapshot(id: CheckpointId, buffers: Buffers, layout: &Layout, rank: usize) -> Snapshot {
+pub(crate) fn snapshot(
+    id: CheckpointId,
+    buffers: Buffers,
+    layout: &Layout,
+    rank: usize,
+) -> Snapshot {
     let buffers = fill(buffers, layout, rank, id.step.0);
     Snapshot { meta: meta(id), slots: slots(layout, rank), buffers }
 }
@@ -45,7 +48,7 @@ fn saves_in_the_background_reuse_one_set_of_buffers() {
     let (_dir, run) = new_run();
     let layout = Layout::random(1, 1);
     let keep = Retention { last: 2, every_steps: 0, best: false };
-    let mut saver = Saver::new(run.clone(), Rank(0), SMALL, Some(keep), one_rank());
+    let mut saver = Saver::new(run.clone(), Ranks::alone(), SMALL, Some(keep));
     let mut addresses = Vec::new();
     for step in 1..=4 {
         let (buffers, ended) = saver.buffers(Busy::Wait);
@@ -85,7 +88,7 @@ fn while_a_save_is_in_flight_another_is_skipped_or_waits() {
     let (_dir, run) = new_run();
     let layout = Layout::random(1, 1);
     let (held, release, is_held) = held_run(&run);
-    let mut saver = Saver::new(held, Rank(0), SMALL, None, one_rank());
+    let mut saver = Saver::new(held, Ranks::alone(), SMALL, None);
     saver.begin(snapshot(id(1, 1), Vec::new(), &layout, 0));
     is_held.recv().unwrap();
     assert!(saver.in_flight());
@@ -114,7 +117,7 @@ fn a_failed_save_is_told_and_the_next_one_works() {
     };
     let disk = HookedDisk { inner: Arc::clone(run.disk()), hook: Arc::new(hook) };
     let hooked = Run::open_read_only(Arc::new(disk), run.dir());
-    let mut saver = Saver::new(hooked, Rank(0), SMALL, None, one_rank());
+    let mut saver = Saver::new(hooked, Ranks::alone(), SMALL, None);
     saver.begin(snapshot(id(1, 1), Vec::new(), &layout, 0));
     let (buffers, ended) = saver.buffers(Busy::Wait);
     assert!(matches!(ended, Some(Err(Error::DiskFull { .. }))));
@@ -122,65 +125,4 @@ fn a_failed_save_is_told_and_the_next_one_works() {
     *full.lock().unwrap() = false;
     saver.begin(snapshot(id(2, 1), buffers.unwrap(), &layout, 0));
     assert_eq!(saver.wait().unwrap().unwrap().id, id(2, 1));
-}
-
-/// Rank 0 gets the reports of `world` ranks over a channel; a rank that failed sends none.
-fn gathers(world: usize) -> Vec<Gather> {
-    let (send, receive) = sync_channel::<Option<ShardReport>>(world);
-    let mut gathers: Vec<Gather> = Vec::new();
-    gathers.push(Box::new(move |own| {
-        let others: Vec<_> = (1..world).map(|_| receive.recv().unwrap()).collect();
-        let others = others.into_iter().collect::<Option<Vec<_>>>();
-        let all = own.zip(others).map(|(own, mut others)| {
-            others.push(own);
-            others
-        });
-        let problem = "another rank could not write its shard".to_string();
-        all.map(Some).ok_or(Error::Incomplete { problem })
-    }));
-    for _ in 1..world {
-        let send = send.clone();
-        gathers.push(Box::new(move |own| {
-            send.send(own).unwrap();
-            Ok(None)
-        }));
-    }
-    gathers
-}
-
-#[test]
-fn several_ranks_commit_one_checkpoint_or_none() {
-    let (_dir, run) = new_run();
-    let layout = Layout::random(4, 3);
-    let fails = Arc::new(Mutex::new(false));
-    let state = Arc::clone(&fails);
-    let hook = move |operation: &'static str, path: &Path| {
-        let mine = path.ends_with("rank-00002.data");
-        if operation == "sync" && mine && *state.lock().unwrap() {
-            return Err(io::ErrorKind::Other.into());
-        }
-        Ok(())
-    };
-    let disk = HookedDisk { inner: Arc::clone(run.disk()), hook: Arc::new(hook) };
-    let hooked = Run::open_read_only(Arc::new(disk), run.dir());
-    let mut savers: Vec<Saver> = gathers(3)
-        .into_iter()
-        .enumerate()
-        .map(|(rank, gather)| Saver::new(hooked.clone(), Rank(rank as u64), SMALL, None, gather))
-        .collect();
-    for (step, failing) in [(1, false), (2, true), (3, false)] {
-        *fails.lock().unwrap() = failing;
-        for (rank, saver) in savers.iter_mut().enumerate() {
-            let (buffers, _) = saver.buffers(Busy::Wait);
-            saver.begin(snapshot(id(step, 1), buffers.unwrap(), &layout, rank));
-        }
-        let outcomes: Vec<_> = savers.iter_mut().rev().map(|s| s.wait().unwrap()).collect();
-        assert_eq!(outcomes[2].is_err(), failing, "step {step}: {outcomes:?}");
-        assert_eq!(outcomes[0].is_err(), failing, "rank 2");
-        assert!(outcomes[1].as_ref().unwrap().committed.is_none(), "rank 1");
-    }
-    assert_eq!(run.committed().unwrap(), [id(1, 1), id(3, 1)]);
-    for step in [1, 3] {
-        fixture::check(&open(&run, id(step, 1)).unwrap(), 2).unwrap();
-    }
 }

@@ -5,7 +5,7 @@ use super::fixture::{
 };
 use lampyris_checkpoint::disk::Access;
 use lampyris_checkpoint::report::{diff, list, show, verify};
-use lampyris_checkpoint::{CheckpointId, Error, Kind, Request, Retention, Run};
+use lampyris_checkpoint::{CheckpointId, Error, Kind, Ranks, Request, Retention, Run};
 use lampyris_plan::Attempt;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -206,7 +206,8 @@ fn damage_is_named_set_aside_and_the_one_before_is_used() {
         damage(&run.path(id(30, 1)).join(file));
         let verified = verify(Arc::clone(run.disk()), &run.path(id(30, 1)), 2).unwrap();
         assert_eq!(verified.problems.len(), 1, "{file}: {:?}", verified.problems);
-        let loaded = run.load_latest(|reader| fixture::check(reader, 2)).unwrap();
+        let loaded =
+            run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 2)).unwrap();
         assert_eq!(loaded.found.map(|(id, ())| id), Some(id(20, 1)), "{file}");
         let [quarantined] = loaded.quarantined.as_slice() else { panic!("{file}") };
         assert!(quarantined.problem.contains("step-30.attempt-1"), "{}", quarantined.problem);
@@ -230,10 +231,13 @@ fn a_flipped_bit_names_chunk_and_tensors() {
 #[test]
 fn a_run_whose_checkpoints_are_all_damaged_does_not_start_over() {
     let (_dir, run) = new_run();
-    assert!(run.load_latest(|_| Ok(())).unwrap().found.is_none());
+    assert!(run.load_latest(&mut Ranks::alone(), |_| Ok(())).unwrap().found.is_none());
     save(&run, id(1, 1), &Layout::random(1, 1)).unwrap();
     flip(&run.path(id(1, 1)).join("rank-00000.data"), 0);
-    let problem = run.load_latest(|reader| fixture::check(reader, 1)).unwrap_err().to_string();
+    let problem = run
+        .load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1))
+        .unwrap_err()
+        .to_string();
     assert!(problem.contains("no good checkpoint left"), "{problem}");
     assert!(problem.contains("rank-00000.data"), "{problem}");
 }
@@ -250,7 +254,7 @@ fn a_newer_format_is_refused_and_not_quarantined() {
     let body = body.to_string();
     let checksum = lampyris_checkpoint::format::Checksum::of(body.as_bytes());
     std::fs::write(&path, format!("{{\"xxh3\":\"{checksum}\",\"body\":{body}}}")).unwrap();
-    let error = run.load_latest(|_| Ok(())).unwrap_err();
+    let error = run.load_latest(&mut Ranks::alone(), |_| Ok(())).unwrap_err();
     assert!(matches!(error, Error::NewerFormat { found: 2, .. }), "{error}");
     assert_eq!(run.committed().unwrap(), [id(1, 1)]);
 }

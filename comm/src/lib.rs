@@ -2,11 +2,13 @@
 //!
 //! From the bottom up: [`transport`] (write with immediate, over shared memory, tcp or a seeded fake), the engine
 //! (one thread that runs schedules), [`schedule`] (every collective as pure data, with its slow twin), [`table`]
-//! (which algorithm when), [`Group`] (the calls). Beside it the control plane: who is alive, who has entered what.
+//! (which algorithm when), [`Group`] (the calls), [`dispatch`] (rows to experts and back). Beside it the control
+//! plane: who is alive, who has entered what.
 //!
 //! Docs: docs/collectives.md has steps, bytes and memory per algorithm; docs/adr/0010 maps the transport to ibverbs.
 //! Not here: SIMD reduction of gradient buckets and the device (crate `hfreduce`).
 
+pub mod dispatch;
 pub mod emulation;
 pub mod schedule;
 pub mod table;

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Byte ranges that go to each member, and that come from each.
-pub(crate) type Exchange<'a> = (&'a [Range<usize>], &'a [Range<usize>]);
+pub(crate) type Exchange<'a> = (&'a [Vec<Range<usize>>], &'a [Vec<Range<usize>>]);
 
 /// What a member asks for.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +75,9 @@ pub(crate) fn plan(request: &Request<'_>) -> Result<Planned> {
         )));
     }
     let chunk = landing_bytes / element;
-    if r.elements / chunk + r.members >= MAX_PIECES {
-        return Err(Error::Invalid(format!("{} elements in pieces of {chunk}", r.elements)));
+    let most = r.elements.max(most_exchanged(r));
+    if most / chunk + r.members + most_ranges(r) >= MAX_PIECES {
+        return Err(Error::Invalid(format!("{most} elements in pieces of {chunk}")));
     }
     let even;
     let slices = match r.slices {
@@ -112,6 +113,19 @@ pub(crate) fn plan(request: &Request<'_>) -> Result<Planned> {
     };
     let neighbours = neighbours.into_iter().collect();
     Ok(Planned { descriptor, schedule, neighbours, landing_bytes, landings })
+}
+
+/// Most elements between this member and another.
+fn most_exchanged(r: &Request<'_>) -> usize {
+    let (sends, receives) = r.exchange.unwrap_or_default();
+    let sizes = sends.iter().chain(receives).map(|ranges| ranges.iter().map(Range::len).sum());
+    sizes.max().unwrap_or(0)
+}
+
+/// Most ranges between this member and another.
+fn most_ranges(r: &Request<'_>) -> usize {
+    let (sends, receives) = r.exchange.unwrap_or_default();
+    sends.iter().chain(receives).map(Vec::len).max().unwrap_or(0)
 }
 
 fn build(

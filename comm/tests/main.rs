@@ -5,6 +5,8 @@ mod world;
 
 #[path = "suite/collectives.rs"]
 mod collectives;
+#[path = "suite/dispatch.rs"]
+mod dispatch;
 #[path = "suite/faults.rs"]
 mod faults;
 #[path = "suite/fuzz.rs"]

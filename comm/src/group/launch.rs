@@ -6,7 +6,7 @@ use crate::dtype::{Arithmetic, DType, Element};
 use crate::engine::launch::{Launch, Memories, Stream};
 use crate::error::Result;
 use crate::memory::Memory;
-use crate::plan::{Request, plan};
+use crate::plan::{Exchange, Request, plan};
 use crate::wire::header::Kind;
 use std::any::Any;
 use std::ops::Range;
@@ -68,11 +68,11 @@ impl Group {
         self.run(&request, memories, keep.into(), Vec::new())
     }
 
-    pub(super) fn exchange(
+    pub(super) fn exchange<K: Any + Send>(
         &self,
-        (input, sends): (Memory, &[Range<usize>]),
-        (output, receives): (Memory, &[Range<usize>]),
-        keep: (),
+        (input, output): (Memory, Memory),
+        (sends, receives): Exchange<'_>,
+        keep: impl Into<Keep<K>>,
     ) -> Result<Waiting> {
         let request = self.request(Kind::AllToAll, BYTES, 0, 0);
         let request = Request { exchange: Some((sends, receives)), ..request };

@@ -4,6 +4,7 @@
 //! are independent. Each operation comes as a call that waits and as `start_...`, which takes the buffer and gives it
 //! back from [`Pending::wait`]. How an operation is carried out is the table's choice.
 
+mod exchange;
 pub(crate) mod launch;
 pub(crate) mod streamed;
 
@@ -107,6 +108,21 @@ impl Group {
     /// The node of each member.
     pub fn nodes(&self) -> Vec<Node> {
         self.members.iter().map(|rank| self.inner.nodes[rank.index()]).collect()
+    }
+
+    /// Some of its members, in this order, as a group of their own with the same settings. Every one of them makes it.
+    ///
+    /// # Errors
+    /// When this rank is not among them, or a member is named twice or does not exist.
+    pub fn subgroup(&self, members: &[usize]) -> Result<Self> {
+        let rank = |&member: &usize| self.members.get(member).copied();
+        let ranks: Option<Vec<Rank>> = members.iter().map(rank).collect();
+        let ranks = ranks.ok_or_else(|| {
+            Error::Invalid(format!("members {members:?} of a group of {}", self.len()))
+        })?;
+        let group = Self::new(Arc::clone(&self.inner), &ranks)?;
+        let (timeout, canonical, chunk_bytes) = (self.timeout, self.canonical, self.chunk_bytes);
+        Ok(Self { timeout, canonical, chunk_bytes, table: Arc::clone(&self.table), ..group })
     }
 
     /// The same group whose further operations have this deadline.
@@ -240,42 +256,6 @@ impl Group {
         let slice = even_slices(buffer.len(), self.len())[self.me].clone();
         self.reduction(Kind::ReduceScatter, buffer, 0)?.wait()?;
         Ok(slice)
-    }
-
-    /// Part `m` of `input` (of `input_counts[m]` elements) to member `m`; what member `m` sends here becomes part `m`
-    /// of `output`. Counts may be zero; both sides must agree on them, which is checked.
-    ///
-    /// # Errors
-    /// When counts and lengths do not fit or the communicator fails.
-    pub fn all_to_all<T: Pod>(
-        &self,
-        input: (&[T], &[usize]),
-        output: (&mut [T], &[usize]),
-    ) -> Result<()> {
-        let element = size_of::<T>();
-        let cut = |counts: &[usize], len: usize| -> Result<Vec<Range<usize>>> {
-            if counts.len() != self.len() || counts.iter().sum::<usize>() != len {
-                return Err(Error::Invalid(format!("all-to-all of {len} elements as {counts:?}")));
-            }
-            let mut at = 0;
-            Ok(counts
-                .iter()
-                .map(|count| {
-                    let start = at;
-                    at += count * element;
-                    start..at
-                })
-                .collect())
-        };
-        let (sends, receives) = (cut(input.1, input.0.len())?, cut(output.1, output.0.len())?);
-        let (own_in, own_out) = (sends[self.me].clone(), receives[self.me].clone());
-        if own_in.len() != own_out.len() {
-            return Err(Error::Invalid("a member's counts for itself differ".into()));
-        }
-        let bytes: &[u8] = bytemuck::cast_slice(input.0);
-        bytemuck::cast_slice_mut::<T, u8>(output.0)[own_out].copy_from_slice(&bytes[own_in]);
-        let (from, to) = (Memory::of_const(input.0), Memory::of(output.0));
-        self.exchange((from, &sends), (to, &receives), ())?.wait()
     }
 
     /// One message to a member, which must receive it. Messages between two members keep their order.

@@ -3,15 +3,16 @@
 use super::{Action, Part, Piece, Schedule, chunks};
 use std::ops::Range;
 
-/// Sends `input[to]` to each member and receives `output[from]` from each; ranges in elements, possibly empty.
-/// The part for itself is not in the schedule: the caller copies it.
+/// Sends the ranges `input[to]`, in order, to each member, which writes them into its ranges `output[from]`; in
+/// elements, possibly empty. Both sides list ranges of the same lengths. The part for itself is not in the schedule: the
+/// caller copies it.
 ///
 /// Pieces are ordered by distance `+1, +2, ...` for sends and `-1, -2, ...` for receives, so that at any moment the
 /// members talk in disjoint pairs instead of all to member 0.
 pub fn all_to_all(
     member: usize,
-    input: &[Range<usize>],
-    output: &[Range<usize>],
+    input: &[Vec<Range<usize>>],
+    output: &[Vec<Range<usize>>],
     chunk: usize,
 ) -> Schedule {
     let members = input.len();
@@ -20,21 +21,22 @@ pub fn all_to_all(
         let to = (member + distance) % members;
         let from = (member + members - distance) % members;
         let send = Action::Send { to, part: Part::Input };
-        let sends = one_way(&input[to], chunk, send);
-        let receives = one_way(&output[from], chunk, Action::Copy { from });
-        pieces.extend(sends.into_iter().chain(receives));
+        pieces.extend(one_way(&input[to], chunk, send));
+        pieces.extend(one_way(&output[from], chunk, Action::Copy { from }));
     }
     Schedule { pieces }
 }
 
 /// One message from this member to `to`.
 pub fn send(to: usize, elements: usize, chunk: usize) -> Schedule {
-    Schedule { pieces: one_way(&(0..elements), chunk, Action::Send { to, part: Part::Input }) }
+    let send = Action::Send { to, part: Part::Input };
+    Schedule { pieces: one_way(std::slice::from_ref(&(0..elements)), chunk, send) }
 }
 
 /// One message from `from` to this member.
 pub fn receive(from: usize, elements: usize, chunk: usize) -> Schedule {
-    Schedule { pieces: one_way(&(0..elements), chunk, Action::Copy { from }) }
+    let copy = Action::Copy { from };
+    Schedule { pieces: one_way(std::slice::from_ref(&(0..elements)), chunk, copy) }
 }
 
 /// The root's buffer to every member, each passing pieces on to the next: `n` elements per link whatever the number of
@@ -62,9 +64,11 @@ pub fn chain_broadcast(
     Schedule { pieces }
 }
 
-fn one_way(range: &Range<usize>, chunk: usize, action: Action) -> Vec<Piece> {
-    chunks(std::slice::from_ref(range), chunk)
-        .into_iter()
-        .map(|c| Piece { index: c.index, range: c.range, actions: vec![action] })
+/// The ranges one after the other, each cut by itself: both ends number the pieces alike.
+fn one_way(ranges: &[Range<usize>], chunk: usize, action: Action) -> Vec<Piece> {
+    let cut = |range: &Range<usize>| chunks(std::slice::from_ref(range), chunk);
+    (0..)
+        .zip(ranges.iter().flat_map(cut))
+        .map(|(index, c)| Piece { index, range: c.range, actions: vec![action] })
         .collect()
 }

@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(crate) enum Net {
     /// The fake transport with this seed.
     Fake(u64),
+    /// The fake transport with this seed, this many ranks per node.
+    FakeNodes(u64, usize),
     /// Shared memory: all ranks on one node.
     Shm,
     /// Tcp over loopback: every rank its own node.
@@ -41,6 +43,9 @@ pub(crate) fn run<R: Send>(
 ) -> Vec<R> {
     let communicators = match net {
         Net::Fake(seed) => Communicator::fakes(ranks, ranks, seed, options).expect("fakes").0,
+        Net::FakeNodes(seed, per_node) => {
+            Communicator::fakes(ranks, per_node, seed, options).expect("fakes").0
+        }
         Net::Shm => connect(ranks, ranks, options),
         Net::Tcp => connect(ranks, 1, options),
         Net::Nodes(per_node) => connect(ranks, per_node, options),

@@ -51,6 +51,7 @@ pub(crate) fn plan() -> TrainPlan {
             zero: 0,
             threads_per_rank: 0,
             bucket_bytes: 1 << 20,
+            overlap: false,
         },
         checkpoint: CheckpointPlan { every_steps: 0, every_s: 300, keep: 2, at_end: true },
         eval: EvalPlan { every_steps: 0, tokens: 0, final_tokens: 0, compare_compressors: false },

@@ -11,6 +11,12 @@ use crate::mesh::Mesh;
 use crate::segments::{Graph, Operation, Segment};
 use std::fmt;
 
+mod overlapped;
+mod sequential;
+
+pub use overlapped::overlapped;
+pub use sequential::sequential;
+
 /// One instruction of a step program. `micro` counts the micro-batches of the step from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instruction {
@@ -109,6 +115,11 @@ pub struct Program {
 }
 
 impl Program {
+    fn new(instructions: Vec<Instruction>, shape: &Shape) -> Program {
+        let accumulators = shape.leaves.ilog2() as usize + 1;
+        Program { instructions, micro_batches: shape.micro_batches, accumulators }
+    }
+
     /// The same program without its updates: it ends when all gradients are complete.
     pub fn gradients(&self) -> Program {
         let updates = |i: &&Instruction| !matches!(i, Instruction::GradNorm);
@@ -147,6 +158,19 @@ impl Shape {
         Shape { micro_batches, leaves, mesh: Mesh::ONE, sharded: false }
     }
 
+    /// Micro-batches of one leaf.
+    fn run(&self) -> usize {
+        let Shape { micro_batches, leaves, .. } = *self;
+        assert!(leaves.is_power_of_two() && micro_batches.is_multiple_of(leaves));
+        micro_batches / leaves
+    }
+
+    /// The instruction that opens the leaf of `micro`, if it is the first of its leaf.
+    fn begins_leaf(&self, micro: usize) -> Option<Instruction> {
+        let first = micro.is_multiple_of(self.run());
+        first.then(|| Instruction::BeginLeaf { leaf: micro / self.run() })
+    }
+
     /// Whether the gradients of a group's buckets are summed beyond this rank's leaves.
     fn reduces(&self, group: Group) -> bool {
         self.mesh.replicas(group, 0).len() * self.mesh.sources(group) > 1
@@ -156,45 +180,6 @@ impl Shape {
     fn gathers(&self, group: Group) -> bool {
         self.sharded && self.mesh.replicas(group, 0).len() > 1
     }
-}
-
-/// The plain program of a rank: micro-batch after micro-batch, forward then backward.
-///
-/// # Panics
-/// If the leaves are no power of two or do not divide the micro-batches; `validate` refuses such plans.
-pub fn sequential(
-    graph: &Graph,
-    inventory: &Inventory,
-    buckets: &Buckets,
-    shape: &Shape,
-) -> Program {
-    let Shape { micro_batches, leaves, .. } = *shape;
-    assert!(leaves.is_power_of_two() && micro_batches.is_multiple_of(leaves));
-    let run = micro_batches / leaves;
-    let folds = fold_points(graph, inventory, buckets);
-    let mut instructions = Vec::new();
-    for micro in 0..micro_batches {
-        let leaf = micro / run;
-        if micro % run == 0 {
-            instructions.push(Instruction::BeginLeaf { leaf });
-        }
-        let last_of_leaf = micro % run == run - 1;
-        instructions.extend(graph.forward().into_iter().map(|op| forward(micro, op)));
-        for operation in graph.forward().into_iter().rev() {
-            backward(micro, operation, &mut instructions);
-            if last_of_leaf {
-                let done = folds.iter().filter(|(point, _)| *point == operation);
-                for &(_, bucket) in done {
-                    instructions.push(Instruction::FoldLeaf { bucket, leaf });
-                    if leaf + 1 == leaves && shape.reduces(buckets.buckets[bucket].group) {
-                        instructions.push(Instruction::ReduceBucket { bucket });
-                    }
-                }
-            }
-        }
-    }
-    update(graph, inventory, buckets, shape, &mut instructions);
-    Program { instructions, micro_batches, accumulators: leaves.ilog2() as usize + 1 }
 }
 
 /// What follows the last backward: norm, updates and gathers in the order in which the next forward pass reads, biases.
@@ -257,20 +242,11 @@ fn forward(micro: usize, operation: Operation) -> Instruction {
     }
 }
 
-fn backward(micro: usize, operation: Operation, out: &mut Vec<Instruction>) {
+fn backward(micro: usize, operation: Operation) -> Instruction {
     match operation {
-        Operation::Segment(segment) => {
-            out.push(Instruction::Backward { micro, segment });
-            if has_weights(segment) {
-                out.push(Instruction::Weight { micro, segment });
-            }
-        }
-        Operation::Dispatch(layer) => {
-            out.push(Instruction::Dispatch { micro, layer, pass: Pass::Backward });
-        }
-        Operation::Combine(layer) => {
-            out.push(Instruction::Combine { micro, layer, pass: Pass::Backward });
-        }
+        Operation::Segment(segment) => Instruction::Backward { micro, segment },
+        Operation::Dispatch(layer) => Instruction::Dispatch { micro, layer, pass: Pass::Backward },
+        Operation::Combine(layer) => Instruction::Combine { micro, layer, pass: Pass::Backward },
     }
 }
 
@@ -279,26 +255,57 @@ fn has_weights(segment: Segment) -> bool {
     !matches!(segment, Segment::Head(_) | Segment::Merge(_))
 }
 
-/// For each bucket the operation whose backward makes its last contribution.
-fn fold_points(graph: &Graph, inventory: &Inventory, buckets: &Buckets) -> Vec<(Operation, usize)> {
-    let backward: Vec<Operation> = graph.forward().into_iter().rev().collect();
-    let position = |operation: Operation| {
-        backward
-            .iter()
-            .position(|&other| other == operation)
-            .expect("every parameter has a segment")
-    };
-    buckets
-        .buckets
-        .iter()
-        .map(|bucket| {
-            let last = bucket.placements.iter().map(|placement| {
-                position(Operation::Segment(owner(inventory, graph, placement.parameter)))
-            });
-            let last = last.max().expect("a bucket holds at least one parameter");
-            (backward[last], bucket.id)
-        })
-        .collect()
+/// Where buckets are complete in a micro-batch's backward pass.
+struct Folds {
+    shape: Shape,
+    /// (index of the instruction that makes the last contribution, bucket, whether it is reduced after the last leaf).
+    points: Vec<(usize, usize, bool)>,
+}
+
+impl Folds {
+    /// `stream`: the backward pass of a micro-batch, any of them.
+    fn new(
+        stream: &[Instruction],
+        (graph, inventory): (&Graph, &Inventory),
+        buckets: &Buckets,
+        shape: &Shape,
+    ) -> Folds {
+        let done = |owner: Segment| {
+            let contributes = |i: &Instruction| match i {
+                Instruction::Backward { segment, .. } | Instruction::Weight { segment, .. } => {
+                    *segment == owner
+                }
+                _ => false,
+            };
+            stream.iter().rposition(contributes).expect("every parameter has a segment")
+        };
+        let point = |bucket: &Bucket| {
+            let parameters = bucket.placements.iter().map(|placement| placement.parameter);
+            let last = parameters.map(|parameter| done(owner(inventory, graph, parameter))).max();
+            let last = last.expect("a bucket holds at least one parameter");
+            (last, bucket.id, shape.reduces(bucket.group))
+        };
+        Folds { shape: *shape, points: buckets.buckets.iter().map(point).collect() }
+    }
+
+    /// The backward pass of `micro` with the folds, and after the last leaf the reductions, of what it completes.
+    fn after(&self, stream: Vec<Instruction>, micro: usize) -> Vec<Instruction> {
+        let (run, leaf) = (self.shape.run(), micro / self.shape.run());
+        if micro % run != run - 1 {
+            return stream;
+        }
+        let mut out = Vec::new();
+        for (at, instruction) in stream.into_iter().enumerate() {
+            out.push(instruction);
+            for &(_, bucket, reduced) in self.points.iter().filter(|point| point.0 == at) {
+                out.push(Instruction::FoldLeaf { bucket, leaf });
+                if reduced && leaf + 1 == self.shape.leaves {
+                    out.push(Instruction::ReduceBucket { bucket });
+                }
+            }
+        }
+        out
+    }
 }
 
 /// The segment whose backward makes the last contribution to a parameter.

@@ -312,6 +312,9 @@ pub struct ParallelPlan {
     pub threads_per_rank: usize,
     /// Largest gradient bucket in bytes of fp32.
     pub bucket_bytes: usize,
+    /// Interleave the forward pass of a micro-batch with the backward pass of the one before (`program::overlapped`).
+    #[serde(default)]
+    pub overlap: bool,
 }
 
 /// Periodic checkpoints.

@@ -275,6 +275,8 @@ section! {
         threads_per_rank: usize = default("0");
         /// Largest gradient bucket in bytes of fp32.
         bucket_bytes: usize = default("33554432");
+        /// Compute the forward pass of a micro-batch in turns with the backward pass of the one before, so that rows fly to experts under computation.
+        overlap: bool = absent("whether `expert` is above 1");
     }
 
     /// Periodic checkpoints.

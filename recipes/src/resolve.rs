@@ -90,6 +90,7 @@ pub(crate) fn plan(
             zero: recipe.parallel.zero,
             threads_per_rank: recipe.parallel.threads_per_rank,
             bucket_bytes: recipe.parallel.bucket_bytes,
+            overlap: recipe.parallel.overlap.unwrap_or(recipe.parallel.expert > 1),
         },
         checkpoint: plan::CheckpointPlan {
             every_steps: recipe.checkpoint.every_steps,

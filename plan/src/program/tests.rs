@@ -89,11 +89,27 @@ fn each_bucket_folds_once_per_leaf_after_its_last_contribution() {
     }
 }
 
-fn golden(name: &str, program: &Program) {
-    let text: String = program.instructions.iter().map(|i| format!("{i}\n")).collect();
+/// One instruction a line; every second micro-batch stands to the right.
+fn chart(program: &Program) -> String {
+    let line = |i: &Instruction| match i {
+        Instruction::Forward { micro, .. }
+        | Instruction::Backward { micro, .. }
+        | Instruction::Weight { micro, .. }
+        | Instruction::Dispatch { micro, .. }
+        | Instruction::Combine { micro, .. }
+            if micro % 2 == 1 =>
+        {
+            format!("{:36}{i}\n", "")
+        }
+        _ => format!("{i}\n"),
+    };
+    program.instructions.iter().map(line).collect()
+}
+
+fn golden(name: &str, text: &str) {
     let path = format!("{}/testdata/{name}.txt", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).expect("golden is writable");
+        std::fs::write(&path, text).expect("golden is writable");
     }
     assert_eq!(text, std::fs::read_to_string(&path).expect("golden exists"));
 }
@@ -102,11 +118,17 @@ fn golden(name: &str, program: &Program) {
 fn the_program_reads_like_the_paper() {
     let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
     let buckets = Buckets::new(&inventory, 1 << 20, |_| true);
-    golden("sequential", &sequential(&graph, &inventory, &buckets, &Shape::one_rank(2, 2)));
+    let plain = |program: Program| -> String {
+        program.instructions.iter().map(|i| format!("{i}\n")).collect()
+    };
+    let one = Shape::one_rank(2, 2);
+    golden("sequential", &plain(sequential(&graph, &inventory, &buckets, &one)));
     let mesh = Mesh { data: 4, expert: 2 };
     let buckets = Buckets::new(&inventory, 1 << 20, |id| mesh.holds(1, &inventory, id));
     let shape = Shape { micro_batches: 1, leaves: 1, mesh, sharded: true };
-    golden("sharded", &sequential(&graph, &inventory, &buckets, &shape));
+    golden("sharded", &plain(sequential(&graph, &inventory, &buckets, &shape)));
+    let shape = Shape { micro_batches: 3, ..shape };
+    golden("overlapped", &chart(&overlapped(&graph, &inventory, &buckets, &shape)));
 }
 
 /// A bucket is reduced once, after its last fold, and gathered once, after its update; experts whose replicas are all
@@ -118,21 +140,171 @@ fn reductions_and_gathers_follow_the_mesh() {
         let mesh = Mesh { data, expert };
         let buckets = Buckets::new(&inventory, 4096, |id| mesh.holds(0, &inventory, id));
         let shape = Shape { micro_batches: 2, leaves: 2, mesh, sharded };
-        let program = sequential(&graph, &inventory, &buckets, &shape);
-        let all = |wanted: Instruction| -> Vec<usize> {
-            let at = program.instructions.iter().enumerate().filter(|(_, i)| **i == wanted);
-            at.map(|(at, _)| at).collect()
-        };
-        for Bucket { id: bucket, group, .. } in &buckets.buckets {
-            let bucket = *bucket;
-            let reduced = all(Instruction::ReduceBucket { bucket });
-            assert_eq!(reduced.len(), 1);
-            assert!(reduced[0] > all(Instruction::FoldLeaf { bucket, leaf: 1 })[0]);
-            let gathered = all(Instruction::GatherBucket { bucket });
-            let alone = *group == Group::Expert && data == expert;
-            assert_eq!(gathered.len(), usize::from(sharded && !alone));
-            assert!(gathered.iter().all(|at| *at > all(Instruction::UpdateShard { bucket })[0]));
+        for program in [sequential, overlapped] {
+            let program = program(&graph, &inventory, &buckets, &shape);
+            let all = |wanted: Instruction| -> Vec<usize> {
+                let at = program.instructions.iter().enumerate().filter(|(_, i)| **i == wanted);
+                at.map(|(at, _)| at).collect()
+            };
+            for Bucket { id: bucket, group, .. } in &buckets.buckets {
+                let bucket = *bucket;
+                let reduced = all(Instruction::ReduceBucket { bucket });
+                assert_eq!(reduced.len(), 1);
+                assert!(reduced[0] > all(Instruction::FoldLeaf { bucket, leaf: 1 })[0]);
+                let gathered = all(Instruction::GatherBucket { bucket });
+                let alone = *group == Group::Expert && data == expert;
+                assert_eq!(gathered.len(), usize::from(sharded && !alone));
+                assert!(
+                    gathered.iter().all(|at| *at > all(Instruction::UpdateShard { bucket })[0])
+                );
+            }
         }
+    }
+}
+
+/// What an instruction adds to gradients: the micro-batch and the segment.
+fn contribution(instruction: &Instruction) -> Option<(usize, Segment)> {
+    match *instruction {
+        Instruction::Weight { micro, segment }
+        | Instruction::Forward { micro, segment: segment @ Segment::Head(_) } => {
+            Some((micro, segment))
+        }
+        _ => None,
+    }
+}
+
+/// Equal bits: contributions of the same micro-batch come in any order among segments (each parameter but the embedding
+/// belongs to one; its own stay in order), those of different micro-batches never cross, and each goes to its leaf.
+#[test]
+fn overlap_changes_no_sum() {
+    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
+    let buckets = Buckets::new(&inventory, 4096, |_| true);
+    for (micro_batches, leaves) in [(1, 1), (2, 1), (2, 2), (4, 2), (8, 8)] {
+        let shape = Shape::one_rank(micro_batches, leaves);
+        let plain = sequential(&graph, &inventory, &buckets, &shape);
+        let mixed = overlapped(&graph, &inventory, &buckets, &shape);
+        assert_eq!(plain.instructions.len(), mixed.instructions.len());
+        let mut open = None;
+        let mut folded = 0;
+        for instruction in &mixed.instructions {
+            match instruction {
+                Instruction::BeginLeaf { leaf } => {
+                    assert_eq!(folded, leaf * buckets.buckets.len(), "folds of the leaf before");
+                    open = Some(*leaf);
+                }
+                Instruction::FoldLeaf { leaf, .. } => {
+                    assert_eq!(open, Some(*leaf));
+                    folded += 1;
+                }
+                _ => {}
+            }
+            if let Some((micro, _)) = contribution(instruction) {
+                assert_eq!(open, Some(micro / (micro_batches / leaves)));
+            }
+        }
+        let embedding = |program: &Program| -> Vec<(usize, Segment)> {
+            let all = program.instructions.iter().filter_map(contribution);
+            let of =
+                |s: &Segment| matches!(s, Segment::Head(_) | Segment::MtpInput(_) | Segment::Embed);
+            all.filter(|(_, segment)| of(segment)).collect()
+        };
+        assert_eq!(embedding(&plain), embedding(&mixed));
+        let micros: Vec<usize> =
+            mixed.instructions.iter().filter_map(contribution).map(|c| c.0).collect();
+        assert!(micros.is_sorted(), "{micros:?}");
+    }
+}
+
+/// Every instruction finds what it reads: values of its micro-batch's forward pass, gradients of all readers.
+#[test]
+fn programs_respect_the_graph() {
+    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
+    let buckets = Buckets::new(&inventory, 4096, |_| true);
+    let shape = Shape::one_rank(4, 2);
+    for program in [sequential, overlapped] {
+        let program = program(&graph, &inventory, &buckets, &shape);
+        let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
+        for instruction in &program.instructions {
+            let (micro, operation, pass) = match *instruction {
+                Instruction::Forward { micro, segment } => {
+                    (micro, Operation::Segment(segment), Pass::Forward)
+                }
+                Instruction::Backward { micro, segment } => {
+                    (micro, Operation::Segment(segment), Pass::Backward)
+                }
+                Instruction::Dispatch { micro, layer, pass } => {
+                    (micro, Operation::Dispatch(layer), pass)
+                }
+                Instruction::Combine { micro, layer, pass } => {
+                    (micro, Operation::Combine(layer), pass)
+                }
+                Instruction::Weight { micro, segment } => {
+                    assert!(backwards.contains(&(micro, Operation::Segment(segment))));
+                    continue;
+                }
+                _ => continue,
+            };
+            if pass == Pass::Forward {
+                for slot in graph.reads(operation) {
+                    let writer = |op: &Operation| graph.writes(*op).contains(&slot);
+                    let writer = graph.forward().into_iter().find(writer).expect("written");
+                    assert!(forwards.contains(&(micro, writer)), "{instruction}");
+                }
+                forwards.push((micro, operation));
+            } else {
+                assert!(forwards.contains(&(micro, operation)), "{instruction}");
+                for reader in graph.writes(operation).into_iter().flat_map(|s| graph.readers(s)) {
+                    assert!(backwards.contains(&(micro, reader)), "{instruction}");
+                }
+                backwards.push((micro, operation));
+            }
+        }
+        let all = graph.forward().len() * shape.micro_batches;
+        assert_eq!((forwards.len(), backwards.len()), (all, all));
+    }
+}
+
+/// Between the start of an exchange and the first instruction that needs it there is long computation: attention,
+/// experts or a head of the other micro-batch, or the experts' weight gradients. Only the first micro-batch's forward and
+/// the last one's backward pass have no other beside them.
+#[test]
+fn every_exchange_flies_under_computation() {
+    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
+    let buckets = Buckets::new(&inventory, 1 << 20, |_| true);
+    let program = overlapped(&graph, &inventory, &buckets, &Shape::one_rank(4, 1));
+    let all = &program.instructions;
+    for (at, instruction) in all.iter().enumerate() {
+        let (micro, pass, reader) = match *instruction {
+            Instruction::Dispatch { micro, layer, pass: pass @ Pass::Forward } => {
+                (micro, pass, Segment::Experts(layer))
+            }
+            Instruction::Dispatch { micro, layer, pass } => {
+                (micro, pass, Segment::Attention(layer))
+            }
+            Instruction::Combine { micro, layer, pass: pass @ Pass::Forward } => {
+                (micro, pass, Segment::Merge(layer))
+            }
+            Instruction::Combine { micro, layer, pass } => (micro, pass, Segment::Experts(layer)),
+            _ => continue,
+        };
+        let (needs, alone) = match pass {
+            Pass::Forward => (Instruction::Forward { micro, segment: reader }, micro == 0),
+            Pass::Backward => (Instruction::Backward { micro, segment: reader }, micro == 3),
+        };
+        let until = all.iter().position(|i| *i == needs).expect("needed");
+        let long = |i: &Instruction| match i {
+            Instruction::Forward { micro: other, segment }
+            | Instruction::Backward { micro: other, segment } => {
+                *other != micro
+                    && matches!(
+                        segment,
+                        Segment::Attention(_) | Segment::Experts(_) | Segment::Head(_)
+                    )
+            }
+            Instruction::Weight { segment, .. } => matches!(segment, Segment::Experts(_)),
+            _ => false,
+        };
+        assert!(alone || all[at..until].iter().any(long), "{instruction}");
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{JobSpec, NodeName, Reason, Refusal};
 use lampyris_proto::{Attempt, JobId};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What to do. Messages to nodes may get lost: what still matters is said again when the node registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +17,11 @@ pub enum Action {
         /// Attempt.
         attempt: Attempt,
         /// All nodes of the attempt, in the order of node numbers.
-        nodes: Vec<NodeName>,
+        nodes: Arc<[NodeName]>,
         /// Which of them this one is.
         index: u32,
         /// What was asked for.
-        spec: Box<JobSpec>,
+        spec: Arc<JobSpec>,
     },
     /// Ask an attempt to checkpoint and exit with 86. Said twice it is one request.
     Suspend {

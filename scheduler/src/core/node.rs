@@ -96,7 +96,8 @@ pub struct Node {
     /// When it was last heard of. Not kept over a restart.
     #[serde(skip)]
     pub heard: Time,
-    /// Attempts that hold devices of it, and how many devices.
+    /// Attempts that hold devices of it, and how many devices. Follows from the jobs.
+    #[serde(skip)]
     pub held: BTreeMap<JobId, u32>,
     /// Attempts of the past that its worker still reports; it gets nothing new until they are gone.
     #[serde(skip)]
@@ -104,9 +105,26 @@ pub struct Node {
     /// The waiting job for which it is kept free, if any. Not kept over a restart.
     #[serde(skip)]
     pub claimed: Option<JobId>,
+    /// Free devices under which it stands in the index of free nodes, if it does.
+    #[serde(skip)]
+    pub(super) indexed: Option<u32>,
+    /// Whether it counts as in service.
+    #[serde(skip)]
+    pub(super) serving: bool,
+    /// Whether a timer looks after its silence.
+    #[serde(skip)]
+    pub(super) watched: bool,
 }
 
 impl Node {
+    /// Whether attempts may be placed on it.
+    pub fn is_in_service(&self, now: Time) -> bool {
+        self.state == NodeState::Online
+            && !self.draining
+            && self.unfit_until <= now
+            && self.foreign.is_empty()
+    }
+
     /// Devices that no attempt holds.
     pub fn free_devices(&self) -> u32 {
         self.capacity.devices.saturating_sub(self.held.values().sum())

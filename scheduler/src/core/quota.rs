@@ -13,6 +13,24 @@ pub struct Amount {
     pub slots: u32,
 }
 
+impl Amount {
+    /// Whether this much more fits under `limit`.
+    pub(super) fn fits(self, more: Amount, limit: Amount) -> bool {
+        u64::from(self.nodes) + u64::from(more.nodes) <= u64::from(limit.nodes)
+            && u64::from(self.slots) + u64::from(more.slots) <= u64::from(limit.slots)
+    }
+
+    pub(super) fn add(&mut self, more: Amount) {
+        self.nodes = self.nodes.saturating_add(more.nodes);
+        self.slots = self.slots.saturating_add(more.slots);
+    }
+
+    pub(super) fn sub(&mut self, less: Amount) {
+        self.nodes = self.nodes.saturating_sub(less.nodes);
+        self.slots = self.slots.saturating_sub(less.slots);
+    }
+}
+
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.slots {

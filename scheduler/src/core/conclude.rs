@@ -1,0 +1,145 @@
+//! What follows when an attempt is over on all its nodes.
+
+use super::planted::planted;
+use super::timers::Timer;
+use super::{
+    Failure, FailureClass, Job, JobState, MemberState, Outcome, Reason, Scheduler, StopReason,
+    Wanted,
+};
+use lampyris_proto::JobId;
+
+/// What becomes of a job.
+enum Next {
+    End(JobState, Reason),
+    /// Waits for nodes again.
+    Wait(Reason),
+    /// Waits for a person.
+    Hold(Reason),
+    /// Waits for nodes after a backoff.
+    Retry(Failure),
+}
+
+/// How an attempt ended as a whole.
+fn verdict(job: &Job) -> Next {
+    let all = |wanted: fn(&Outcome) -> bool| {
+        job.members.iter().all(|m| matches!(&m.state, MemberState::Ended(o) if wanted(o)))
+    };
+    if all(|outcome| *outcome == Outcome::Finished) {
+        return Next::End(JobState::Succeeded, Reason::Finished { attempt: job.attempt });
+    }
+    if job.wanted == Wanted::Cancelled {
+        return Next::End(JobState::Cancelled, Reason::CancelledByUser);
+    }
+    if let Some(failure) = &job.failure {
+        return after_failure(job, failure.clone());
+    }
+    let checkpointed = all(|outcome| matches!(outcome, Outcome::Suspended { .. }));
+    let killed = |m: &super::Member| m.state == MemberState::Ended(Outcome::Killed);
+    if !checkpointed && !job.members.iter().any(killed) {
+        let message = "some nodes finished and others suspended".to_owned();
+        let failure =
+            Failure { class: FailureClass::Program, exit_code: None, rank: None, message };
+        return after_failure(job, failure);
+    }
+    let stay_stopped = all(|outcome| *outcome == Outcome::Suspended { stay_stopped: true });
+    match &job.stop {
+        _ if job.wanted == Wanted::Suspended => Next::Hold(Reason::SuspendedByUser),
+        Some(StopReason::Preempted { by }) => Next::Wait(Reason::PreemptionEnded { by: *by }),
+        Some(StopReason::Drain | StopReason::UserSuspend) => Next::Wait(job.reason.clone()),
+        // Nobody here asked: a person wrote into the run directory, or pressed Ctrl-C on the node.
+        None if stay_stopped => Next::Hold(Reason::SuspendedInRunDirectory),
+        _ => Next::Wait(Reason::SuspendedByNode),
+    }
+}
+
+fn after_failure(job: &Job, failure: Failure) -> Next {
+    let again = match failure.class {
+        FailureClass::Hang => job.spec.restart_on_hang,
+        class => class.is_retryable(),
+    };
+    if !again {
+        Next::End(JobState::Failed, Reason::FailedForGood { failure })
+    } else if job.retries >= job.spec.max_retries {
+        let retries = job.retries;
+        Next::End(JobState::Failed, Reason::RetriesSpent { failure, retries })
+    } else if job.wanted == Wanted::Suspended {
+        Next::Hold(Reason::SuspendedByUser)
+    } else {
+        Next::Retry(failure)
+    }
+}
+
+impl Scheduler {
+    /// The current attempt of a job has ended on all its nodes.
+    pub(super) fn conclude(&mut self, id: JobId) {
+        self.release_quota(id);
+        let spec = &self.get(id).spec;
+        let (group, entry) = (spec.group.clone(), (spec.priority, id));
+        let group = self.group_mut(&group);
+        group.running.remove(&entry);
+        group.leaving.remove(&id);
+        if self.cross_zone == Some(id) {
+            self.cross_zone = None;
+            self.dirty.extend(self.groups.keys().cloned());
+        }
+        let next = verdict(self.get(id));
+        let now = self.now;
+        let job = self.edit(id);
+        job.members.clear();
+        job.stop = None;
+        job.running_since = None;
+        job.waiting_since = now;
+        match next {
+            Next::End(state, reason) => self.end(id, state, reason),
+            Next::Hold(reason) => {
+                job.state = JobState::Suspended;
+                job.wanted = Wanted::Suspended;
+                self.note(id, reason);
+                if planted!(self, ResumesByItself) {
+                    self.enter_queue(id);
+                }
+            }
+            Next::Wait(reason) => {
+                job.state = JobState::Suspended;
+                job.not_before = now;
+                self.note(id, reason);
+                if !planted!(self, LosesPreemptedJobs) {
+                    self.enter_queue(id);
+                }
+            }
+            Next::Retry(failure) => self.retry(id, failure),
+        }
+    }
+
+    fn retry(&mut self, id: JobId, failure: Failure) {
+        let doublings = self.get(id).retries.min(32);
+        let wait_ms =
+            self.policy.backoff_ms.saturating_mul(1 << doublings).min(self.policy.max_backoff_ms);
+        let due = self.now + wait_ms;
+        let job = self.edit(id);
+        job.state = JobState::Queued;
+        job.retries += 1;
+        job.not_before = due;
+        let (retry, max_retries) = (job.retries, job.spec.max_retries);
+        self.note(id, Reason::BacksOff { failure, retry, max_retries, wait_ms });
+        self.arm(due, Timer::Backoff(id));
+    }
+
+    /// A job will not run again.
+    pub(super) fn end(&mut self, id: JobId, state: JobState, reason: Reason) {
+        self.leave_queue(id);
+        self.drop_claim(id);
+        self.edit(id).state = state;
+        self.note(id, reason);
+        self.live_jobs -= 1;
+        self.finished.push_back(id);
+        while self.finished.len() > self.policy.max_finished as usize {
+            let Some(oldest) = self.finished.pop_front() else { break };
+            if let Some(job) = self.jobs.remove(&oldest) {
+                self.requests.remove(&job.request_id);
+                self.changes.jobs.remove(&oldest);
+                self.changes.removed_jobs.insert(oldest);
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Nodes come, live, fall silent, and are lost.
+//!
+//! A worker's attempts may run for `lease_ms` after it sent the last heartbeat that was answered. The scheduler hears a
+//! heartbeat after it was sent, so `lease + grace + margin` after hearing the last one nothing runs there any more.
+
+use super::planted::planted;
+use super::timers::Timer;
+use super::{
+    Action, Capacity, Failure, FailureClass, JobState, MemberState, Node, NodeId, NodeName,
+    NodeState, Outcome, Progress, Reason, Registration, ReportedState, Scheduler, Subject,
+};
+use lampyris_proto::{Attempt, JobId};
+use std::collections::BTreeMap;
+
+impl Scheduler {
+    pub(super) fn registered(&mut self, registration: Registration) {
+        let Registration { node: name, session, boot_id, capacity, attempts } = registration;
+        let known = self.names.get(&name).copied();
+        if known.is_none() && self.nodes.len() >= self.policy.max_nodes as usize {
+            let reason = Reason::TooManyNodes { max_nodes: self.policy.max_nodes };
+            return self.actions.push(Action::Reject { node: name, session, reason });
+        }
+        if known.is_some_and(|id| self.at(id).session.is_some_and(|newest| newest >= session)) {
+            let reason = Reason::StaleSession;
+            return self.actions.push(Action::Reject { node: name, session, reason });
+        }
+        let id = known.unwrap_or_else(|| self.add_node(&name, &boot_id, &capacity));
+        self.withdraw(id);
+        let now = self.now;
+        let node = self.at_mut(id);
+        let changed = node.boot_id != boot_id
+            || node.capacity != capacity
+            || node.state == NodeState::Lost
+            || known.is_none();
+        (node.boot_id, node.capacity) = (boot_id, capacity);
+        node.session = Some(session);
+        node.heard = now;
+        node.state = NodeState::Online;
+        node.foreign.clear();
+        let devices = node.capacity.devices;
+        self.refresh(id);
+        if changed {
+            self.changes.nodes.insert(id);
+            self.record(Subject::Node(name), Reason::NodeRegistered { devices });
+        }
+        self.start_watching(id);
+        self.reconcile(id, attempts);
+        self.node_reported(id);
+    }
+
+    fn add_node(&mut self, name: &NodeName, boot_id: &str, capacity: &Capacity) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(Node {
+            id,
+            name: name.clone(),
+            boot_id: boot_id.to_owned(),
+            capacity: capacity.clone(),
+            state: NodeState::Lost,
+            draining: false,
+            unfit_until: super::Time::default(),
+            session: None,
+            heard: self.now,
+            held: BTreeMap::new(),
+            foreign: Vec::new(),
+            claimed: None,
+            indexed: None,
+            serving: false,
+            watched: false,
+        });
+        self.names.insert(name.clone(), id);
+        id
+    }
+
+    /// Compares what a worker reports with what should be there, and says again what got lost on the way.
+    fn reconcile(&mut self, node: NodeId, reported: Vec<super::ReportedAttempt>) {
+        let mut there = Vec::with_capacity(reported.len());
+        for attempt in reported {
+            there.push((attempt.job, attempt.attempt));
+            match attempt.state {
+                ReportedState::Running => {
+                    self.attempt_started(node, attempt.job, attempt.attempt);
+                    if self.member(node, attempt.job, attempt.attempt).is_some() {
+                        self.say_stop(attempt.job, node);
+                    }
+                }
+                ReportedState::Ended(outcome) => {
+                    self.attempt_ended(node, attempt.job, attempt.attempt, outcome);
+                }
+            }
+        }
+        let held: Vec<JobId> = self.at(node).held.keys().copied().collect();
+        for id in held {
+            let attempt = self.get(id).attempt;
+            if !there.contains(&(id, attempt)) {
+                self.not_there(node, id, attempt);
+            }
+        }
+    }
+
+    /// A worker has come back without an attempt that should be there.
+    fn not_there(&mut self, node: NodeId, id: JobId, attempt: Attempt) {
+        let Some(index) = self.member(node, id, attempt) else { return };
+        let job = self.get(id);
+        let never_started = job.members[index].state == MemberState::Assigned;
+        let stops = matches!(job.state, JobState::Suspending | JobState::Stopping);
+        if never_started && stops {
+            // The order to start was lost with the old connection, and is not given again.
+            self.end_member(node, id, Outcome::Killed);
+        } else if never_started {
+            self.start_again(node, id, index);
+        } else {
+            let message = format!("node {} came back without it", self.at(node).name);
+            self.end_member(node, id, lost(message));
+        }
+    }
+
+    fn start_again(&mut self, node: NodeId, id: JobId, index: usize) {
+        let job = self.get(id);
+        let nodes = self.members(job).into();
+        let (attempt, spec) = (job.attempt, job.spec.clone().into());
+        let (node, index) = (self.name(node), index as u32);
+        self.actions.push(Action::Start { node, job: id, attempt, nodes, index, spec });
+    }
+
+    /// The node of a session, if it is still the node's session. Being spoken to counts as a sign of life.
+    pub(super) fn node_of_session(&mut self, name: &NodeName, session: u64) -> Option<NodeId> {
+        let id = *self.names.get(name)?;
+        if self.at(id).session != Some(session) {
+            return None;
+        }
+        let now = self.now;
+        let node = self.at_mut(id);
+        node.heard = now;
+        if node.state == NodeState::Silent {
+            node.state = NodeState::Online;
+            self.refresh(id);
+        }
+        Some(id)
+    }
+
+    pub(super) fn heartbeat(
+        &mut self,
+        name: NodeName,
+        session: u64,
+        progress: &[(JobId, Attempt, Progress)],
+    ) {
+        if self.node_of_session(&name, session).is_none() {
+            let reason = Reason::StaleSession;
+            return self.actions.push(Action::Reject { node: name, session, reason });
+        }
+        let now = self.now;
+        for (id, attempt, new) in progress {
+            let Some(job) = self.jobs.get_mut(id).filter(|job| job.attempt == *attempt) else {
+                continue;
+            };
+            let old = job.progress;
+            job.progress.step = old.step.max(new.step);
+            job.progress.operations = new.operations;
+            if new.save_ms > 0 {
+                job.progress.save_ms = new.save_ms;
+            }
+            if new.saved_step > old.saved_step {
+                job.progress.saved_step = new.saved_step;
+                job.saved = now;
+                job.retries = 0;
+            }
+            if job.progress != old {
+                job.progressed = now;
+            }
+        }
+    }
+
+    pub(super) fn disconnected(&mut self, name: &NodeName, session: u64) {
+        let Some(id) = self.names.get(name).copied() else { return };
+        let node = self.at_mut(id);
+        if node.session != Some(session) {
+            return;
+        }
+        node.session = None;
+        if node.state == NodeState::Online {
+            node.state = NodeState::Silent;
+            self.refresh(id);
+            self.record(Subject::Node(name.clone()), Reason::NodeDisconnected);
+        }
+        if planted!(self, NoLease) {
+            self.lose(id);
+        }
+    }
+
+    pub(super) fn start_watching(&mut self, id: NodeId) {
+        let due = self.at(id).heard + self.policy.lease_ms / 2;
+        if !std::mem::replace(&mut self.at_mut(id).watched, true) {
+            self.arm(due, Timer::Watch(id));
+        }
+    }
+
+    /// Looks at a node that was last heard of half a lease ago, or so.
+    pub(super) fn watch(&mut self, id: NodeId) {
+        let (lost_after, silent_after) = (self.policy.lost_after_ms(), self.policy.lease_ms / 2);
+        let now = self.now;
+        let node = self.at_mut(id);
+        let silent_ms = now - node.heard;
+        let silent_after = match node.state {
+            NodeState::Lost => {
+                node.watched = false;
+                return;
+            }
+            NodeState::Silent if silent_ms >= lost_after => {
+                node.watched = false;
+                return self.lose(id);
+            }
+            NodeState::Online if silent_ms >= silent_after => {
+                node.state = NodeState::Silent;
+                let name = node.name.clone();
+                self.refresh(id);
+                self.record(Subject::Node(name), Reason::NodeSilent { silent_ms });
+                lost_after
+            }
+            NodeState::Silent => lost_after,
+            NodeState::Online => silent_after,
+        };
+        let due = self.at(id).heard + silent_after;
+        self.arm(due, Timer::Watch(id));
+    }
+
+    /// Nothing runs on a node any more, and nothing can be known of it.
+    fn lose(&mut self, id: NodeId) {
+        let silent_ms = self.now - self.at(id).heard;
+        let node = self.at_mut(id);
+        node.state = NodeState::Lost;
+        node.session = None;
+        node.foreign.clear();
+        let (name, jobs): (_, Vec<JobId>) =
+            (node.name.clone(), node.held.keys().copied().collect());
+        self.changes.nodes.insert(id);
+        self.refresh(id);
+        let reason = Reason::NodeLost { silent_ms, jobs: jobs.len() as u32 };
+        self.record(Subject::Node(name.clone()), reason);
+        for job in jobs {
+            if planted!(self, ForgetsLostJobs) {
+                self.at_mut(id).held.remove(&job);
+                continue;
+            }
+            self.end_member(id, job, lost(format!("node {name} was silent for {silent_ms} ms")));
+        }
+    }
+
+    /// Takes a node out of all indexes, before its capacity changes.
+    fn withdraw(&mut self, id: NodeId) {
+        let node = self.at_mut(id);
+        let (indexed, serving) = (node.indexed.take(), std::mem::take(&mut node.serving));
+        let (name, place) = (node.capacity.group.clone(), node.capacity.place.clone());
+        let Some(group) = self.groups.get_mut(&name) else { return };
+        if let Some(free) = indexed {
+            group.free.remove(&self.nodes[id.0 as usize], free);
+        }
+        if serving {
+            group.in_service -= 1;
+            if let Some(count) = group.zones.get_mut(&place.zone) {
+                *count -= 1;
+            }
+        }
+    }
+
+    /// Brings all indexes up to what a node is now.
+    pub(super) fn refresh(&mut self, id: NodeId) {
+        let node = self.at(id);
+        let serving = node.is_in_service(self.now);
+        let free = node.free_devices();
+        let indexed = (serving && free > 0 && node.claimed.is_none()).then_some(free);
+        if (indexed, serving) == (node.indexed, node.serving) {
+            // A node that is kept for a job may just have become free for it.
+            if let Some(claimed) = node.claimed.filter(|_| serving && free > 0) {
+                let group = node.capacity.group.clone();
+                debug_assert!(self.jobs.contains_key(&claimed), "claims end with their jobs");
+                self.dirty.insert(group);
+            }
+            return;
+        }
+        self.withdraw(id);
+        let node = &mut self.nodes[id.0 as usize];
+        (node.indexed, node.serving) = (indexed, serving);
+        let (name, claimed) = (node.capacity.group.clone(), node.claimed);
+        self.group_mut(&name);
+        let node = &self.nodes[id.0 as usize];
+        let Some(group) = self.groups.get_mut(&name) else { return };
+        if let Some(free) = indexed {
+            group.free.insert(node, free);
+        }
+        if serving {
+            group.in_service += 1;
+            *group.zones.entry(node.capacity.place.zone.clone()).or_default() += 1;
+        }
+        if let Some(claimed) = claimed.filter(|_| !serving) {
+            self.drop_claim(claimed);
+        }
+        self.dirty.insert(name);
+    }
+}
+
+fn lost(message: String) -> Outcome {
+    let class = FailureClass::NodeLost;
+    Outcome::Failed(Failure { class, exit_code: None, rank: None, message })
+}

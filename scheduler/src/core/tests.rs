@@ -1,0 +1,3 @@
+//! Tests of the core: small stories told step by step, and a seeded simulation of whole clusters.
+
+mod sim;

@@ -8,6 +8,7 @@ use lampyris_recipes::Defaults;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+mod bench;
 mod checkpoint;
 mod export;
 mod import;
@@ -49,8 +50,9 @@ enum Command {
     Generate(passthrough::Args),
     /// Compare logits, loss and gradients with recorded ones
     Parity(passthrough::Args),
-    /// Measure the speed of a step and of its parts
-    Bench(passthrough::Args),
+    /// Measure collectives, or the speed of a step and of its parts
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check what this machine computes, and how fast
     Validate(passthrough::Args),
 }
@@ -130,7 +132,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Import(args) => import::run(&args, environment),
         Command::Generate(args) => passthrough::run("generate", args, rank()),
         Command::Parity(args) => passthrough::run("parity", args, rank()),
-        Command::Bench(args) => passthrough::run("bench", args, rank()),
+        Command::Bench(command) => bench::run(command, environment),
         Command::Validate(args) => passthrough::run("validate", args, rank()),
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum CliError {
     Checkpoint(#[from] lampyris_checkpoint::Error),
     #[error("{0}")]
     Comm(#[from] comm::Error),
+    #[error("{0}")]
+    Reduce(#[from] lampyris_hfreduce::Error),
     #[error("{ranks} ranks (parallel.data) do not fill {nodes} nodes evenly")]
     Layout { ranks: usize, nodes: usize },
     #[error("the rendezvous {address} cannot be resolved: {what}")]

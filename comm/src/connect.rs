@@ -10,7 +10,7 @@ use crate::door::{Blocking, Door, Guest, knock};
 use crate::error::{Error, Result};
 use crate::ids::{Attempt, Generation, Node, Rank};
 use crate::memory::SharedMemory;
-use crate::rendezvous::{Candidate, join, limit_waits};
+use crate::rendezvous::{Candidate, Watch, join, limit_waits};
 use crate::secret::{Secret, random_bytes};
 use crate::transport::Bell;
 use crate::transport::shm::{Local, Mailbox};
@@ -111,7 +111,7 @@ pub(crate) fn connect(
         secret: &me.secret,
         timeout,
     };
-    let table = join(&candidate, |here| {
+    let (table, watch) = join(&candidate, |here| {
         let listener = TcpListener::bind((me.address.unwrap_or(here.ip()), 0)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
         tcp = Some(listener);
@@ -120,18 +120,28 @@ pub(crate) fn connect(
     let tcp = tcp.expect("join called the closure");
     let listeners = vec![(OwnedFd::from(tcp), false), (OwnedFd::from(unix), true)];
     let door = Door::new(listeners, me.secret.clone())?;
-    let pairs = meet(me, &table, sockets, door, deadline, timeout)?;
-    settle(me, &table, pairs, shares, timeout)
+    let pairs = meet(me, &table, sockets, (door, &watch), (deadline, timeout));
+    let ended = pairs.and_then(|pairs| settle(me, &table, pairs, shares, timeout));
+    match ended {
+        Ok(mesh) => {
+            watch.connected();
+            Ok(mesh)
+        }
+        // A connection may break before the rendezvous has said whose death broke it.
+        Err(error) => Err(watch.check(VERDICT).err().unwrap_or(error)),
+    }
 }
+
+/// How long the rendezvous has to name the dead after a connection broke.
+const VERDICT: Duration = Duration::from_millis(400);
 
 /// Connects to the lower ranks on a helper thread while accepting the higher ones.
 fn meet(
     me: &Membership,
     table: &[Entry],
     sockets: u8,
-    mut door: Door,
-    deadline: Instant,
-    timeout: Duration,
+    (mut door, watch): (Door, &Watch),
+    (deadline, timeout): (Instant, Duration),
 ) -> Result<BTreeMap<Rank, Pair>> {
     let (above, below) = (me.rank.index() + 1, &table[..me.rank.index()]);
     let mut pairs: BTreeMap<Rank, Pair> = BTreeMap::new();
@@ -142,7 +152,8 @@ fn meet(
         });
         let mut missing = (above..me.ranks).count();
         let mut accepted = Ok(());
-        while missing > 0 && Instant::now() < deadline {
+        while missing > 0 && Instant::now() < deadline && accepted.is_ok() {
+            accepted = watch.check(Duration::ZERO);
             match door.wait(deadline.saturating_duration_since(Instant::now()).min(TICK)) {
                 Ok(guests) => guests.into_iter().for_each(|guest| seat(me, guest, &mut pairs)),
                 Err(error) => {

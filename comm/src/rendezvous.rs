@@ -2,7 +2,8 @@
 //!
 //! The server belongs to whoever starts the job (or to rank 0); it holds no state between formings, so a new
 //! generation after a failure is the same call again, possibly with fewer ranks. Everything has a deadline, and the
-//! error names the ranks that did not come.
+//! error names the ranks that did not come. A rank keeps its connection until it is connected to all others, so one that
+//! dies before is told to the others at once.
 
 use crate::door::{Blocking, Door, Guest, knock};
 use crate::error::{Error, Result};
@@ -34,12 +35,16 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The ranks that have come for one generation.
+/// The ranks that have come for one generation, later those that are not yet connected to all others.
 struct Forming {
     ranks: usize,
     since: Instant,
+    told: bool,
     joined: BTreeMap<Rank, (Entry, OwnedFd)>,
 }
+
+/// What a rank says when it needs the rendezvous no more.
+const CONNECTED: u8 = 1;
 
 impl Server {
     /// Listens at `address` for the ranks of one attempt. Whoever has come for a generation is told after
@@ -122,21 +127,35 @@ fn welcome(guest: Guest, attempt: Attempt, forming: &mut BTreeMap<Generation, Fo
     let group = forming.entry(hello.generation).or_insert_with(|| Forming {
         ranks,
         since: Instant::now(),
+        told: false,
         joined: BTreeMap::new(),
     });
+    if group.told {
+        return refuse(format!("generation {} is complete", hello.generation));
+    }
     if group.ranks != ranks {
         let expected = group.ranks;
         return refuse(format!("this rank expects {ranks} ranks, others {expected}"));
     }
-    if group.joined.get(&hello.from).is_some_and(|(_, older)| !hung_up(older)) {
+    if group.joined.contains_key(&hello.from) {
         return refuse(format!("rank {} has joined already", hello.from));
     }
     group.joined.insert(hello.from, (join.entry, fd));
 }
 
-/// Answers a forming that is complete or overdue; `true` when it is over.
+/// Answers a forming that is complete, overdue, or has lost a rank; `true` when it is over.
 fn settle(group: &mut Forming, timeout: Duration) -> bool {
-    let reply = if group.joined.len() == group.ranks {
+    if group.told {
+        group.joined.retain(|_, (_, fd)| !(has_word(fd) && says_connected(fd)));
+    }
+    let lost = group.joined.iter().find(|(_, (_, fd))| has_word(fd)).map(|(rank, _)| *rank);
+    let reply = if let Some(rank) = lost {
+        group.joined.remove(&rank);
+        Reply::Gone(rank)
+    } else if group.told {
+        return group.joined.is_empty() || group.since.elapsed() > timeout;
+    } else if group.joined.len() == group.ranks {
+        (group.told, group.since) = (true, Instant::now());
         Reply::Table(group.joined.values().map(|(entry, _)| entry.clone()).collect())
     } else if group.since.elapsed() > timeout {
         let all = (0..group.ranks).map(Rank::of);
@@ -147,7 +166,13 @@ fn settle(group: &mut Forming, timeout: Duration) -> bool {
     for (_, fd) in group.joined.values() {
         tell(fd, &reply);
     }
-    true
+    !matches!(reply, Reply::Table(_))
+}
+
+/// Whether a rank that owes a word has said it; one that has hung up says the end of the stream.
+fn says_connected(fd: &OwnedFd) -> bool {
+    let mut word = [0];
+    matches!(rustix::io::read(fd, &mut word), Ok(1)) && word == [CONNECTED]
 }
 
 fn tell(fd: &OwnedFd, reply: &Reply) {
@@ -156,10 +181,44 @@ fn tell(fd: &OwnedFd, reply: &Reply) {
     }
 }
 
-fn hung_up(fd: &OwnedFd) -> bool {
+/// Whether there is something to read, were it the end.
+fn has_word(fd: &OwnedFd) -> bool {
+    hears(fd, Duration::ZERO)
+}
+
+fn hears(fd: &OwnedFd, within: Duration) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::IN | PollFlags::RDHUP)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+    let within = Timespec::try_from(within).expect("seconds at most");
+    matches!(poll(&mut fds, Some(&within)), Ok(n) if n > 0)
+}
+
+/// The connection to the rendezvous after the table has come: tells of ranks that die before all are connected.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    rank: Rank,
+    fd: OwnedFd,
+}
+
+impl Watch {
+    /// An error when a rank has died, heard within this time.
+    pub(crate) fn check(&self, within: Duration) -> Result<()> {
+        if !hears(&self.fd, within) {
+            return Ok(());
+        }
+        let reply = Blocking(&self.fd).receive_message(MAX_MESSAGE).ok();
+        match reply.and_then(|bytes| Reply::decode(&bytes).ok()) {
+            Some(Reply::Gone(rank)) => Err(Error::PeerDead { rank, seen_by: self.rank }),
+            // The rendezvous has ended: nobody watches any more, which is no reason to fail.
+            _ => Ok(()),
+        }
+    }
+
+    /// This rank is connected to all others.
+    pub(crate) fn connected(self) {
+        if let Err(error) = rustix::io::write(&self.fd, &[CONNECTED]) {
+            tracing::debug!(%error, "the rendezvous has ended already");
+        }
+    }
 }
 
 pub(crate) fn limit_waits(fd: &OwnedFd, timeout: Duration) -> rustix::io::Result<()> {
@@ -182,7 +241,7 @@ pub(crate) struct Candidate<'a> {
 pub(crate) fn join(
     me: &Candidate<'_>,
     entry: impl FnOnce(SocketAddr) -> Result<Entry>,
-) -> Result<Vec<Entry>> {
+) -> Result<(Vec<Entry>, Watch)> {
     let server = me.server;
     let failed = |source: std::io::Error| Error::io(format!("rendezvous at {server}"), source);
     let deadline = Instant::now() + me.timeout;
@@ -211,7 +270,10 @@ pub(crate) fn join(
         (Err(errno), Err(_)) | (Ok(()), Err(errno)) => return Err(failed(errno.into())),
     };
     match Reply::decode(&reply) {
-        Ok(Reply::Table(entries)) if entries.len() == me.ranks => Ok(entries),
+        Ok(Reply::Table(entries)) if entries.len() == me.ranks => {
+            Ok((entries, Watch { rank: me.rank, fd }))
+        }
+        Ok(Reply::Gone(rank)) => Err(Error::PeerDead { rank, seen_by: me.rank }),
         Ok(Reply::Table(_)) => {
             Err(Error::Invalid("the rendezvous sent a table of other size".into()))
         }

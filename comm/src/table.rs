@@ -105,6 +105,55 @@ pub struct Row {
     pub algorithm: Algorithm,
 }
 
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        if self.max_bytes < u64::MAX {
+            write!(f, ",<={}", self.max_bytes)?;
+        }
+        if self.min_members > 1 {
+            write!(f, ",>={}", self.min_members)?;
+        }
+        write!(f, "={}", self.algorithm)
+    }
+}
+
+/// `OPERATION[,<=BYTES][,>=MEMBERS]=ALGORITHM`, e.g. `all-reduce,<=65536,>=4=ring`.
+impl FromStr for Row {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |what: &str| {
+            let form = "OPERATION[,<=BYTES][,>=RANKS]=ALGORITHM";
+            Error::Invalid(format!("the row {text:?} {what}: write {form}"))
+        };
+        let (when, algorithm) = text.rsplit_once('=').ok_or_else(|| bad("has no algorithm"))?;
+        let mut words = when.split(',');
+        let name = words.next().expect("split gives one at least");
+        let kind = (1..=8)
+            .filter_map(Kind::from_wire)
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| bad("has an unknown operation"))?;
+        let (mut max_bytes, mut min_members) = (u64::MAX, 1);
+        for word in words {
+            let number = |digits: &str| digits.parse::<u64>().map_err(|_| bad("has a bad number"));
+            if let Some(digits) = word.strip_prefix("<=") {
+                max_bytes = number(digits)?;
+            } else if let Some(digits) = word.strip_prefix(">=") {
+                min_members = usize::try_from(number(digits)?).unwrap_or(usize::MAX);
+            } else {
+                return Err(bad("has an unknown condition"));
+            }
+        }
+        let algorithm: Algorithm = algorithm.parse()?;
+        let power_of_two = algorithm == Algorithm::Halving;
+        if !(1..=64).any(|members| algorithm.suits(kind, members)) {
+            return Err(bad("names an algorithm that cannot do this operation"));
+        }
+        Ok(Self { kind, max_bytes, min_members, power_of_two, algorithm })
+    }
+}
+
 /// The rows, first match first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -239,5 +288,20 @@ mod tests {
         assert_eq!(chosen, Algorithm::Ring);
         assert!("rign".parse::<Algorithm>().is_err());
         assert!(table.to_string().contains("double-tree"));
+    }
+
+    #[test]
+    fn rows_are_read_as_they_are_written() {
+        for text in ["all-reduce=ring", "all-reduce,<=65536,>=4=double-tree", "broadcast=chain"] {
+            assert_eq!(text.parse::<Row>().expect("a row").to_string(), text);
+        }
+        let mut table = Table::default();
+        table.prefer("all-reduce,>=8=halving".parse().expect("a row"));
+        let choose = |members| table.choose(Kind::AllReduce, 1 << 20, members, false).expect("one");
+        assert_eq!((choose(8), choose(12)), (Algorithm::Halving, Algorithm::Ring));
+        for bad in ["", "all-reduce", "sum=ring", "all-reduce,<=x=ring", "all-reduce,64=ring"] {
+            assert!(bad.parse::<Row>().is_err(), "{bad}");
+        }
+        assert!("all-to-all=ring".parse::<Row>().is_err());
     }
 }

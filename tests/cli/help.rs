@@ -17,6 +17,9 @@ const SUB_COMMANDS: &[&str] = &[
     "checkpoint prune",
     "export",
     "import",
+    "bench",
+    "bench allreduce",
+    "bench table",
 ];
 
 #[test]

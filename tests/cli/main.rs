@@ -2,6 +2,8 @@
 //! program. Builds nothing and needs no libtorch.
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod checkpoint;
 #[cfg(test)]
 mod desk;

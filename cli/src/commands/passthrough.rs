@@ -1,4 +1,4 @@
-//! `generate`, `parity` and `bench` compute, so `lampyris-rank` does them: same sub-command, same arguments,
+//! `generate`, `parity` and `bench step` compute, so `lampyris-rank` does them: same sub-command, same arguments,
 //! same terminal, same exit code.
 
 use crate::error::CliError;
@@ -23,7 +23,16 @@ pub(crate) fn run(
     args: Args,
     rank_program: Option<PathBuf>,
 ) -> Result<u8, CliError> {
+    become_rank(sub_command, args.arguments, rank_program)
+}
+
+/// The same for arguments that a sub-command has kept.
+pub(crate) fn become_rank(
+    sub_command: &str,
+    arguments: Vec<OsString>,
+    rank_program: Option<PathBuf>,
+) -> Result<u8, CliError> {
     let path = rank_program::find(rank_program)?;
-    let error = Command::new(&path).arg(sub_command).args(args.arguments).exec();
+    let error = Command::new(&path).arg(sub_command).args(arguments).exec();
     Err(CliError::RankProgram { path, what: error.to_string() })
 }

@@ -41,6 +41,8 @@ pub enum Reply {
     Missing(Vec<Rank>),
     /// Not with us.
     Refused(String),
+    /// This rank has died before all were connected.
+    Gone(Rank),
 }
 
 fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
@@ -96,6 +98,10 @@ impl Reply {
                 out.extend(count(ranks.len()));
                 ranks.iter().for_each(|rank| out.extend(rank.0.to_le_bytes()));
             }
+            Self::Gone(rank) => {
+                out.push(3);
+                out.extend(rank.0.to_le_bytes());
+            }
             Self::Refused(reason) => {
                 out.push(2);
                 put_text(&mut out, reason, MAX_REASON);
@@ -113,6 +119,8 @@ impl Reply {
         let kind = r.u8()?;
         let reply = if kind == 2 {
             Self::Refused(r.text(MAX_REASON)?)
+        } else if kind == 3 {
+            Self::Gone(Rank(r.u32()?))
         } else {
             let count = r.u32()? as usize;
             if count > MAX_RANKS {
@@ -148,6 +156,7 @@ mod tests {
         for reply in [
             Reply::Table(vec![entry(0), entry(1)]),
             Reply::Missing(vec![Rank(4)]),
+            Reply::Gone(Rank(7)),
             Reply::Refused("no".into()),
         ] {
             assert_eq!(Reply::decode(&reply.encode()), Ok(reply));

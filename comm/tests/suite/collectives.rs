@@ -72,6 +72,51 @@ fn all_reduce_is_its_twin_on_1_to_33_fake_ranks() {
     }
 }
 
+/// |a - b| <= (P + 1) 2^-24 sum |x| per element, plus half an ulp of a 16-bit output, for every number of ranks.
+#[test]
+fn sums_stay_within_the_bound_against_fp64_on_1_to_33_ranks() {
+    use half::{bf16, f16};
+    const ELEMENTS: usize = 301;
+    for ranks in 1..=33 {
+        let inputs: Vec<Vec<f32>> = (0..ranks).map(|rank| noise(21, rank, ELEMENTS)).collect();
+        let algorithms = [Algorithm::Ring, Algorithm::DoubleTree, Algorithm::Doubling];
+        let results = run(Net::Fake(ranks as u64), ranks, &tight(), |comm: Communicator| {
+            let own = &inputs[comm.rank().index()];
+            let sums = algorithms.map(|algorithm| {
+                // Starts one element into the memory: aligned to nothing but its type.
+                let mut shifted = [&[0.0], &own[..]].concat();
+                let group = comm.world().with_algorithm(Kind::AllReduce, algorithm);
+                group.all_reduce(&mut shifted[1..]).expect("all-reduce");
+                shifted.split_off(1)
+            });
+            let mut brain: Vec<bf16> = own.iter().map(|value| bf16::from_f32(*value)).collect();
+            let mut half: Vec<f16> = own.iter().map(|value| f16::from_f32(*value)).collect();
+            comm.world().all_reduce(&mut brain).expect("all-reduce");
+            comm.world().all_reduce(&mut half).expect("all-reduce");
+            (sums, brain, half)
+        });
+        let within = |i: usize, got: f64, input: &dyn Fn(usize) -> f64, digits: i32| {
+            let exact: f64 = (0..ranks).map(input).sum();
+            let size: f64 = (0..ranks).map(|rank| input(rank).abs()).sum();
+            let rounding = if digits == 24 { 0.0 } else { exact.abs() * 2f64.powi(-digits) };
+            let bound = (ranks + 1) as f64 * 2f64.powi(-24) * size + rounding;
+            assert!((got - exact).abs() <= bound, "{ranks} ranks, element {i}: {got} for {exact}");
+        };
+        let (sums, brain, half) = &results[0];
+        for i in 0..ELEMENTS {
+            for sum in sums {
+                within(i, f64::from(sum[i]), &|rank| f64::from(inputs[rank][i]), 24);
+            }
+            let rounded = |rank: usize| bf16::from_f32(inputs[rank][i]).to_f64();
+            within(i, brain[i].to_f64(), &rounded, 8);
+            let rounded = |rank: usize| f16::from_f32(inputs[rank][i]).to_f64();
+            within(i, half[i].to_f64(), &rounded, 11);
+        }
+        let same = |pair: &[_]| pair[0] == pair[1];
+        assert!(results.windows(2).all(same), "{ranks} ranks differ");
+    }
+}
+
 #[test]
 fn all_reduce_is_its_twin_over_real_transports() {
     for net in [Net::Shm, Net::Tcp, Net::Nodes(2)] {

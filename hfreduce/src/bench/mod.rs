@@ -6,11 +6,13 @@
 //!
 //! The starting program calls [`run`]; a rank is the same program started with arguments that lead to [`rank_main`].
 
+mod arguments;
 mod floor;
 mod rank;
 mod report;
 mod wire;
 
+pub use arguments::Arguments;
 pub use rank::rank_main;
 pub use report::{Line, Report};
 
@@ -48,6 +50,8 @@ pub struct Options {
     pub dtype: String,
     /// Algorithm between the nodes; the table's choice when absent.
     pub algorithm: Option<String>,
+    /// Rows in front of the table of algorithms.
+    pub prefer: Vec<String>,
     /// Canonical order.
     pub canonical: bool,
     /// Buffers in private memory instead of shared.
@@ -71,6 +75,7 @@ impl Default for Options {
             sizes: vec![1 << 20, 16 << 20, 64 << 20, 256 << 20],
             dtype: "f32".into(),
             algorithm: None,
+            prefer: Vec::new(),
             canonical: true,
             private: false,
             rounds: 12,

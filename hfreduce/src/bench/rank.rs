@@ -62,6 +62,9 @@ pub fn rank_main() -> Result<()> {
     };
     let mut settings = CommOptions::default();
     settings.chunk_bytes = options.chunk_bytes.unwrap_or(settings.chunk_bytes);
+    for row in options.prefer.iter().rev() {
+        settings.table.prefer(row.parse()?);
+    }
     let crowded = options.ranks > std::thread::available_parallelism().map_or(1, usize::from);
     if crowded {
         settings.spin = Duration::ZERO;

@@ -58,6 +58,11 @@ impl Line {
 }
 
 impl Report {
+    /// The same for programs.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain data becomes JSON")
+    }
+
     /// Geometric mean of the shares of the floor, when there are any.
     pub fn share_of_floor(&self) -> Option<f64> {
         let shares: Vec<f64> = self.lines.iter().filter_map(Line::share_of_floor).collect();

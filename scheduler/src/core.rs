@@ -160,6 +160,16 @@ impl Scheduler {
         self.jobs.range((Excluded(after), Unbounded)).map(|(_, job)| job)
     }
 
+    /// All jobs, the newest first.
+    pub fn jobs_newest_first(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values().rev()
+    }
+
+    /// The job that was submitted with a request id.
+    pub fn job_of_request(&self, request_id: &str) -> Option<JobId> {
+        self.requests.get(request_id).copied()
+    }
+
     /// A node by name.
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
         self.names.get(name).map(|id| &self.nodes[id.0 as usize])

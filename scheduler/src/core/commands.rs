@@ -34,7 +34,7 @@ impl Scheduler {
             let taken = Refusal::RequestIdTaken { request_id, job: *id };
             return same.then_some(Answer::Job(*id)).ok_or(taken);
         }
-        self.check(&request_id, &spec)?;
+        self.validate(&request_id, &spec)?;
         if self.live_jobs >= self.policy.max_jobs {
             return Err(Refusal::TooManyJobs { max_jobs: self.policy.max_jobs });
         }
@@ -70,7 +70,8 @@ impl Scheduler {
         Ok(Answer::Job(id))
     }
 
-    fn check(&self, request_id: &str, spec: &JobSpec) -> Result<(), Refusal> {
+    /// Whether a job could be submitted; changes nothing.
+    pub fn validate(&self, request_id: &str, spec: &JobSpec) -> Result<(), Refusal> {
         let bad = |field, what: &str| Err(Refusal::BadSpec { field, what: what.to_owned() });
         let words = [
             ("request_id", request_id),

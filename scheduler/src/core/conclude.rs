@@ -129,7 +129,11 @@ impl Scheduler {
     pub(super) fn end(&mut self, id: JobId, state: JobState, reason: Reason) {
         self.leave_queue(id);
         self.drop_claim(id);
-        self.edit(id).state = state;
+        let now = self.now;
+        let job = self.edit(id);
+        job.state = state;
+        // From now on: when it ended.
+        job.waiting_since = now;
         self.note(id, reason);
         self.live_jobs -= 1;
         self.finished.push_back(id);

@@ -207,7 +207,7 @@ pub struct Job {
     pub submitted: Time,
     /// Not to be started before, after a failure.
     pub not_before: Time,
-    /// When it began to wait for nodes, the last time.
+    /// When it began to wait for nodes, the last time; of a job that has ended, when it did.
     pub waiting_since: Time,
     /// Its last attempt; 0 before the first.
     pub attempt: Attempt,

@@ -1,0 +1,366 @@
+//! The thread that decides. It alone has the core and the database: take a batch, step, commit, act.
+//!
+//! If a commit fails, nothing of the batch has happened: callers get the error, connections of workers are closed (workers
+//! connect again and say what still matters), and the core is built again from what is durable.
+
+use super::clock::Clock;
+use super::effects::Effect;
+use super::link::{EngineLink, Message, Outbox, QUEUE, Reply, Said, Submission};
+use super::view::View;
+use super::{FailPoint, convert, refuse};
+use crate::core::{Action, Answer, Command, Event, NodeName, Policy, Record, Refusal, Scheduler};
+use crate::error::Error;
+use crate::store::{Commit, Store};
+use lampyris_proto::{Attempt, JobId, v1};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tonic::Status;
+
+/// Messages in one transaction.
+const BATCH: usize = 256;
+/// Changes that a watcher may be behind before it reads everything again.
+const CHANGES: usize = 4_096;
+
+/// A worker's connection.
+pub(super) struct Session {
+    pub(super) number: u64,
+    pub(super) outbox: Outbox,
+}
+
+/// The core with everything around it; see the module.
+pub(super) struct Engine {
+    pub(super) policy: Policy,
+    pub(super) fail_point: Option<FailPoint>,
+    pub(super) view: View,
+    pub(super) sessions: BTreeMap<NodeName, Session>,
+    pub(super) next_session: u64,
+    pub(super) run_dirs: BTreeMap<String, JobId>,
+    pub(super) commit: Commit,
+    pub(super) effects: Vec<Effect>,
+    pub(super) left: Vec<(NodeName, u64)>,
+    pub(super) disk_failed: bool,
+    pub(super) changed: broadcast::Sender<JobId>,
+    pub(super) progressed: broadcast::Sender<JobId>,
+    pub(super) last_event: watch::Sender<u64>,
+    pub(super) serving: watch::Sender<bool>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        policy: Policy,
+        mut store: Store,
+        fail_point: Option<FailPoint>,
+    ) -> Result<Engine, Error> {
+        let loaded = store.load()?;
+        let clock = Clock::resume(loaded.clock, loaded.segments);
+        store.begin_segment(clock.base(), super::clock::wall_ms())?;
+        let core = Scheduler::restore(policy.clone(), clock.now(), loaded.snapshot);
+        let last_event = watch::Sender::new(store.last_event());
+        let mut engine = Engine {
+            policy,
+            fail_point,
+            next_session: clock.base().0,
+            view: View {
+                core,
+                store,
+                clock,
+                runs: loaded.runs,
+                live: BTreeMap::new(),
+                hardware: BTreeMap::new(),
+            },
+            sessions: BTreeMap::new(),
+            run_dirs: BTreeMap::new(),
+            commit: Commit::default(),
+            effects: Vec::new(),
+            left: Vec::new(),
+            disk_failed: false,
+            changed: broadcast::Sender::new(CHANGES),
+            progressed: broadcast::Sender::new(CHANGES),
+            last_event,
+            serving: watch::Sender::new(false),
+        };
+        engine.index_run_dirs();
+        Ok(engine)
+    }
+
+    /// Runs on a thread of its own until [`EngineLink::close`]; the receiver hears of a failure.
+    pub(super) fn spawn(self) -> (EngineLink, oneshot::Receiver<String>) {
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let (failed, ended) = oneshot::channel();
+        let closing = Arc::new(Notify::new());
+        let link = EngineLink {
+            queue,
+            changed: self.changed.clone(),
+            progressed: self.progressed.clone(),
+            last_event: self.last_event.subscribe(),
+            serving: self.serving.subscribe(),
+            closing: closing.clone(),
+            logs: Arc::default(),
+        };
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let result = match runtime {
+                Ok(runtime) => runtime.block_on(self.run(messages, &closing)),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = result {
+                failed.send(error).ok();
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("decide".to_owned()).spawn(run) {
+            // The receiver finds its sender gone.
+            tracing::error!(%error, "no thread for the engine");
+        }
+        (link, ended)
+    }
+
+    async fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        closing: &Notify,
+    ) -> Result<(), String> {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            self.show_health();
+            let wakeup = self.view.core.next_wakeup().map(|at| self.view.clock.until(at));
+            let idle = std::time::Duration::from_secs(3600);
+            tokio::select! {
+                biased;
+                () = closing.notified() => return Ok(()),
+                received = messages.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        return Ok(());
+                    }
+                }
+                () = tokio::time::sleep(wakeup.unwrap_or(idle)) => {}
+            }
+            for message in batch.drain(..) {
+                self.take(message);
+            }
+            for (node, session) in std::mem::take(&mut self.left) {
+                self.step(Event::Disconnected { node, session });
+            }
+            let now = self.view.clock.now();
+            if self.view.core.next_wakeup().is_some_and(|at| at <= now) {
+                self.step(Event::Tick);
+            }
+            self.finish_batch().map_err(|error| error.to_string())?;
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Submit(submission, reply) => self.submit(*submission, reply),
+            Message::OnJob(command, job, reply) => {
+                let answer = self.command(command).map(|_| job);
+                self.effects.push(Effect::Job(reply, answer));
+            }
+            Message::Other(command, reply) => {
+                let answer = self.command(command).map(|_| ());
+                self.effects.push(Effect::Other(reply, answer));
+            }
+            Message::Join(register, outbox, reply) => self.join(*register, outbox, reply),
+            Message::Worker { node, session, said } => self.worker(node, session, said),
+            Message::Left { node, session } => {
+                if self.sessions.get(&node).is_some_and(|known| known.number == session) {
+                    self.sessions.remove(&node);
+                }
+                self.step(Event::Disconnected { node, session });
+            }
+            Message::Read(look) => self.effects.push(Effect::Read(look)),
+            Message::ReadLog(request, routes, reply) => {
+                reply.send(self.read_log(&request, &routes)).ok();
+            }
+            Message::StopLog { node, session, id } => self.stop_log(&node, session, id),
+        }
+    }
+
+    /// One step of the core; its actions wait for the commit. Gives the answer to a command and whether a connection
+    /// was refused.
+    fn step(&mut self, event: Event) -> (Option<Result<Answer, Refusal>>, Option<Status>) {
+        let now = self.view.clock.now();
+        let actions = self.view.core.step(now, event);
+        let (mut answered, mut refused) = (None, None);
+        for action in actions {
+            match action {
+                Action::Answer { answer, .. } => answered = Some(answer),
+                Action::Record(record) => {
+                    let wall_ms = self.view.clock.wall_ms(now);
+                    self.commit.records.push((wall_ms, record));
+                }
+                action => {
+                    if let Action::Reject { reason, .. } = &action {
+                        refused = Some(Status::aborted(reason.to_string()));
+                    }
+                    self.effects.push(Effect::Act(action));
+                }
+            }
+        }
+        (answered, refused)
+    }
+
+    fn command(&mut self, command: Command) -> Result<Answer, Status> {
+        let (answered, _) = self.step(Event::Command { ticket: 0, command });
+        let answer = answered.ok_or_else(|| Status::internal("the core gave no answer"))?;
+        answer.map_err(|refusal| refuse::of_refusal(&refusal))
+    }
+
+    fn submit(&mut self, submission: Submission, reply: Reply<v1::Job>) {
+        let answer = self.try_submit(submission);
+        self.effects.push(Effect::Job(reply, answer));
+    }
+
+    fn try_submit(&mut self, submission: Submission) -> Result<JobId, Status> {
+        let Submission { request_id, spec, run, validate_only } = submission;
+        let core = &self.view.core;
+        if validate_only {
+            core.validate(&request_id, &spec).map_err(|r| refuse::of_refusal(&r))?;
+            return Ok(JobId(0));
+        }
+        if let Some(known) = core.job_of_request(&request_id) {
+            if self.view.runs.get(&known).is_some_and(|other| *other != run) {
+                let refusal = Refusal::RequestIdTaken { request_id, job: known };
+                return Err(refuse::of_refusal(&refusal));
+            }
+        } else if let Some(user) = self.run_dirs.get(&run.run_dir)
+            && core.job(*user).is_some_and(|job| !job.state.is_terminal())
+        {
+            let text =
+                format!("run directory {} belongs to job {user}, which has not ended", run.run_dir);
+            return Err(Status::failed_precondition(text));
+        }
+        let next = core.next_job();
+        match self.command(Command::Submit { request_id, spec })? {
+            Answer::Job(id) => {
+                if self.view.core.next_job() != next {
+                    self.run_dirs.insert(run.run_dir.clone(), id);
+                    self.view.runs.insert(id, run.clone());
+                    self.commit.runs.push((id, run));
+                }
+                Ok(id)
+            }
+            Answer::Done => Err(Status::internal("a submission gives a job")),
+        }
+    }
+
+    fn join(&mut self, register: v1::Register, outbox: Outbox, reply: Reply<(NodeName, u64)>) {
+        self.next_session += 1;
+        let number = self.next_session;
+        let (registration, hardware) = match convert::registration(register, number) {
+            Ok(registration) => registration,
+            Err(status) => return self.effects.push(Effect::Refused(reply, status)),
+        };
+        let node = registration.node.clone();
+        let before = self.effects.len();
+        let (_, refused) = self.step(Event::Registered(registration));
+        if let Some(status) = refused {
+            return self.effects.push(Effect::Refused(reply, status));
+        }
+        self.view.hardware.insert(node.clone(), hardware);
+        let session = Session { number, outbox };
+        if let Some(older) = self.sessions.insert(node.clone(), session) {
+            older
+                .outbox
+                .try_send(Err(Status::aborted("another connection of this node is newer")))
+                .ok();
+        }
+        // The worker hears that it is in before it hears anything else.
+        self.effects.insert(before, Effect::Joined(reply, node, number));
+    }
+
+    fn worker(&mut self, node: NodeName, session: u64, said: Said) {
+        match said {
+            Said::Heartbeat(heartbeat) => self.heartbeat(node, session, heartbeat),
+            Said::Started(job, attempt) => {
+                self.step(Event::AttemptStarted { node, session, job, attempt });
+            }
+            Said::Ended(job, attempt, outcome) => {
+                self.step(Event::AttemptEnded { node, session, job, attempt, outcome });
+            }
+        }
+    }
+
+    fn heartbeat(&mut self, node: NodeName, session: u64, heartbeat: v1::Heartbeat) {
+        let mut progress = Vec::with_capacity(heartbeat.attempts.len());
+        for attempt in heartbeat.attempts {
+            let (job, number) = (JobId(attempt.job), Attempt(attempt.attempt));
+            let Some(news) = attempt.progress else { continue };
+            progress.push((job, number, convert::progress(&news)));
+            if self.view.core.job(job).is_some_and(|known| known.attempt == number) {
+                self.view.live.entry(job).or_default().update(number, news);
+                // Nobody may be watching.
+                self.progressed.send(job).ok();
+            }
+        }
+        let event = Event::Heartbeat { node: node.clone(), session, progress };
+        if self.step(event).1.is_none() {
+            let sequence = heartbeat.sequence;
+            self.effects.push(Effect::Ack { node, session, sequence });
+        }
+    }
+
+    /// Makes the batch durable, then does what it wants done.
+    fn finish_batch(&mut self) -> Result<(), Error> {
+        let mut commit = std::mem::take(&mut self.commit);
+        commit.changes = self.view.core.take_changes();
+        let effects = std::mem::take(&mut self.effects);
+        if !commit.is_empty() {
+            self.fail_here(&commit, false);
+            let now = self.view.clock.now();
+            if let Err(error) = self.view.store.commit(&self.view.core, now, &commit) {
+                return self.roll_back(&error, effects);
+            }
+            self.disk_failed = false;
+            self.fail_here(&commit, true);
+            self.last_event.send_replace(self.view.store.last_event());
+        }
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.after_commit(&commit);
+        Ok(())
+    }
+
+    fn after_commit(&mut self, commit: &Commit) {
+        for id in &commit.changes.jobs {
+            if self.view.core.job(*id).is_some_and(|job| job.state.is_terminal())
+                && let Some(live) = self.view.live.get_mut(id)
+            {
+                live.forget_ranks();
+            }
+            self.changed.send(*id).ok();
+        }
+        for id in &commit.changes.removed_jobs {
+            self.view.live.remove(id);
+            if let Some(run) = self.view.runs.remove(id)
+                && self.run_dirs.get(&run.run_dir) == Some(id)
+            {
+                self.run_dirs.remove(&run.run_dir);
+            }
+        }
+    }
+
+    /// Dies where a test wants it.
+    fn fail_here(&self, commit: &Commit, after: bool) {
+        let Some(point) = self.fail_point.as_ref().filter(|point| point.after_commit == after)
+        else {
+            return;
+        };
+        let is_it =
+            |(_, record): &(i64, Record)| convert::to_reason(&record.reason).code == point.reason;
+        if commit.records.iter().any(is_it) {
+            std::process::abort();
+        }
+    }
+
+    pub(super) fn index_run_dirs(&mut self) {
+        let runs = self.view.runs.iter();
+        self.run_dirs = runs.map(|(id, run)| (run.run_dir.clone(), *id)).collect();
+    }
+
+    fn show_health(&self) {
+        let serving = !self.view.core.is_recovering() && !self.disk_failed;
+        self.serving.send_if_modified(|shown| std::mem::replace(shown, serving) != serving);
+    }
+}

@@ -1,0 +1,123 @@
+//! How everything else reaches the engine: a bounded queue of messages, and what it publishes.
+
+use super::logs::{LogRead, LogRoutes};
+use super::refuse;
+use super::view::View;
+use crate::core::{Command, JobSpec, NodeName, Outcome};
+use lampyris_proto::{Attempt, JobId, v1};
+use std::sync::Arc;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tonic::Status;
+
+/// Messages that wait for the engine; senders beyond wait.
+pub(super) const QUEUE: usize = 4_096;
+
+/// To one worker. A worker that does not read is cut off.
+pub(super) type Outbox = mpsc::Sender<Result<v1::SchedulerMessage, Status>>;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Status>>;
+
+/// A wish to submit.
+pub(super) struct Submission {
+    pub(super) request_id: String,
+    pub(super) spec: JobSpec,
+    pub(super) run: v1::RunSpec,
+    pub(super) validate_only: bool,
+}
+
+/// What the engine is told.
+pub(super) enum Message {
+    Submit(Box<Submission>, Reply<v1::Job>),
+    /// A command about a job: answered with the job.
+    OnJob(Command, JobId, Reply<v1::Job>),
+    /// Another command.
+    Other(Command, Reply<()>),
+    Join(Box<v1::Register>, Outbox, Reply<(NodeName, u64)>),
+    Worker {
+        node: NodeName,
+        session: u64,
+        said: Said,
+    },
+    Left {
+        node: NodeName,
+        session: u64,
+    },
+    Read(Look),
+    ReadLog(v1::ReadLogsRequest, Arc<LogRoutes>, Reply<LogRead>),
+    StopLog {
+        node: NodeName,
+        session: u64,
+        id: u64,
+    },
+}
+
+pub(super) type Look = Box<dyn FnOnce(&View) + Send>;
+
+/// What a worker says.
+pub(super) enum Said {
+    Heartbeat(v1::Heartbeat),
+    Started(JobId, Attempt),
+    Ended(JobId, Attempt, Outcome),
+}
+
+/// How everything else reaches the engine.
+#[derive(Clone)]
+pub(super) struct EngineLink {
+    pub(super) queue: mpsc::Sender<Message>,
+    pub(super) changed: broadcast::Sender<JobId>,
+    pub(super) progressed: broadcast::Sender<JobId>,
+    pub(super) last_event: watch::Receiver<u64>,
+    pub(super) serving: watch::Receiver<bool>,
+    pub(super) closing: Arc<Notify>,
+    pub(super) logs: Arc<LogRoutes>,
+}
+
+impl EngineLink {
+    pub(super) async fn send(&self, message: Message) -> Result<(), Status> {
+        self.queue.send(message).await.map_err(|_| refuse::stopping())
+    }
+
+    /// Asks, and waits for the answer.
+    pub(super) async fn ask<T>(
+        &self,
+        message: impl FnOnce(Reply<T>) -> Message,
+    ) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.send(message(reply)).await?;
+        answer.await.map_err(|_| refuse::stopping())?
+    }
+
+    /// Looks at the engine's state.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.ask(|reply| {
+            Message::Read(Box::new(move |view: &View| {
+                // Who no longer waits for the answer does not miss it.
+                reply.send(Ok(look(view))).ok();
+            }))
+        })
+        .await
+    }
+
+    pub(super) fn changes(&self) -> broadcast::Receiver<JobId> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn progress(&self) -> broadcast::Receiver<JobId> {
+        self.progressed.subscribe()
+    }
+
+    pub(super) fn last_event(&self) -> watch::Receiver<u64> {
+        self.last_event.clone()
+    }
+
+    pub(super) fn serving(&self) -> watch::Receiver<bool> {
+        self.serving.clone()
+    }
+
+    pub(super) fn close(&self) {
+        self.closing.notify_one();
+    }
+}

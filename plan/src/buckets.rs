@@ -91,6 +91,12 @@ impl Buckets {
         Buckets { buckets, places }
     }
 
+    /// The place of a parameter: its bucket and offsets; none if it is not kept.
+    pub fn find(&self, parameter: ParameterId) -> Option<(usize, Placement)> {
+        let (bucket, index) = self.places[parameter];
+        Some((bucket, *self.buckets.get(bucket)?.placements.get(index)?))
+    }
+
     /// The place of a kept parameter: its bucket and offsets.
     pub fn place(&self, parameter: ParameterId) -> (usize, Placement) {
         let (bucket, index) = self.places[parameter];

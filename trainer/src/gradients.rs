@@ -1,8 +1,10 @@
 //! Gradient accumulators: fp32 buckets, one set per open subtree of the canonical sum (docs/architecture.md, "Canonical
-//! reduction"). A leaf is summed into its accumulator left to right; finished leaves are folded pairwise.
+//! reduction"). A leaf is summed into its accumulator left to right; finished leaves are folded pairwise. Expert buckets
+//! have such a set for every rank whose tokens reach the experts, since a leaf belongs to one rank's tokens.
 
 use crate::Result;
-use crate::state::{Allocate, view};
+use crate::flat::{Flat, Memory};
+use crate::state::{Layout, view};
 use lampyris_plan::buckets::Buckets;
 use lampyris_plan::inventory::Inventory;
 use lampyris_plan::program::{accumulator_of, folds_after};
@@ -12,60 +14,92 @@ use tch::{Kind, Tensor};
 /// The accumulators of all buckets.
 #[derive(Debug)]
 pub struct Gradients {
-    /// `flat[level][bucket]`.
-    flat: Vec<Vec<Tensor>>,
-    /// `views[level][parameter]`, in the parameter's shape.
-    views: Vec<Vec<Tensor>>,
+    /// By bucket: where its finished gradient lies.
+    finished: Vec<Flat>,
+    /// `flat[source][level][bucket]`; level 0 of source 0 is `finished`. Dense buckets have one source.
+    flat: Vec<Vec<Vec<Option<Tensor>>>>,
+    /// `views[source][level][parameter]`, in the parameter's shape, of the parameters that this rank holds.
+    views: Vec<Vec<Vec<Option<Tensor>>>>,
     /// Level that contributions go to.
     open: usize,
 }
 
 impl Gradients {
-    /// `levels` accumulators per bucket, zeroed.
+    /// The accumulators of a layout, zeroed. Collective over the replicas.
+    ///
+    /// # Errors
+    /// No memory, or a local rank does not do the same.
     pub fn new(
         inventory: &Inventory,
         buckets: &Buckets,
-        levels: usize,
-        allocate: Allocate<'_>,
-    ) -> Gradients {
-        let flat: Vec<Vec<Tensor>> = (0..levels)
-            .map(|_| buckets.buckets.iter().map(|b| allocate(b.elements, Kind::Float)).collect())
+        layout: &Layout,
+        memory: Memory<'_>,
+    ) -> Result<Gradients> {
+        let finished = buckets.buckets.iter().map(|b| memory.shared(b.group, b.elements, Kind::Float));
+        let finished = finished.collect::<Result<Vec<Flat>>>()?;
+        let mesh = memory.ranks.mesh();
+        let sources = |group| if layout.by_source { mesh.sources(group) } else { 1 };
+        let most = buckets.buckets.iter().map(|b| sources(b.group)).max().unwrap_or(1);
+        let array = |source: usize, level: usize, bucket: usize| {
+            let b = &buckets.buckets[bucket];
+            match (source, level) {
+                (0, 0) => Some(finished[bucket].tensor.shallow_clone()),
+                _ if source < sources(b.group) => Some(memory.private(b.elements, Kind::Float)),
+                _ => None,
+            }
+        };
+        let all = 0..buckets.buckets.len();
+        let flat: Vec<Vec<Vec<Option<Tensor>>>> = (0..most)
+            .map(|source| {
+                let level = |level| all.clone().map(|bucket| array(source, level, bucket)).collect();
+                (0..layout.accumulators).map(level).collect()
+            })
             .collect();
-        let views = flat.iter().map(|level| {
+        let of_level = |level: &Vec<Option<Tensor>>| -> Vec<Option<Tensor>> {
             let of = |p: &lampyris_plan::Parameter| {
-                let (bucket, placement) = buckets.place(p.id);
-                view(&level[bucket], placement.offset, p)
+                let (bucket, placement) = buckets.find(p.id)?;
+                Some(view(level[bucket].as_ref()?, placement.offset, p))
             };
             inventory.parameters.iter().map(of).collect()
-        });
-        Gradients { views: views.collect(), flat, open: 0 }
+        };
+        let views = flat.iter().map(|levels| levels.iter().map(of_level).collect()).collect();
+        Ok(Gradients { finished, flat, views, open: 0 })
     }
 
-    /// Clears the accumulator of `leaf` and opens it.
+    /// Clears the accumulators of `leaf` and opens them.
     pub fn begin_leaf(&mut self, leaf: usize) {
         self.open = accumulator_of(leaf);
-        for bucket in &mut self.flat[self.open] {
-            let _zeroed = bucket.zero_();
+        for source in &mut self.flat {
+            for bucket in source[self.open].iter_mut().flatten() {
+                let _zeroed = bucket.zero_();
+            }
         }
     }
 
-    /// Adds one contribution to the open leaf.
+    /// Adds one contribution to the open leaf. Its parameter number says from which source it comes
+    /// ([`lampyris_model::sourced`]).
     pub fn add(&mut self, gradient: WeightGradient) -> Result<()> {
-        let views = &mut self.views[self.open];
+        let (WeightGradient::Matmul { parameter, .. }
+        | WeightGradient::Direct { parameter, .. }
+        | WeightGradient::Embedding { parameter, .. }) = &gradient;
+        let parameters = self.views[0][0].len();
+        // Where accumulators are not kept apart, all sources share the first.
+        let source = (parameter / parameters).min(self.views.len() - 1);
+        let view = &mut self.views[source][self.open][parameter % parameters];
+        let view = view.as_mut().expect("a rank computes gradients of parameters that it holds");
         match gradient {
-            WeightGradient::Matmul { parameter, x, dy } => {
-                let view = &mut views[parameter];
+            WeightGradient::Matmul { x, dy, .. } => {
                 if x.kind() == Kind::Float {
                     let _sum = view.f_addmm_(&dy.tr(), &x)?;
                 } else {
                     let _sum = view.f_add_(&dy.tr().f_matmul(&x)?)?;
                 }
             }
-            WeightGradient::Direct { parameter, gradient } => {
-                let _sum = views[parameter].f_add_(&gradient)?;
+            WeightGradient::Direct { gradient, .. } => {
+                let _sum = view.f_add_(&gradient)?;
             }
-            WeightGradient::Embedding { parameter, ids, dy } => {
-                let _sum = views[parameter].f_index_add_(0, &ids, &dy.to_kind(Kind::Float))?;
+            WeightGradient::Embedding { ids, dy, .. } => {
+                let _sum = view.f_index_add_(0, &ids, &dy.to_kind(Kind::Float))?;
             }
         }
         Ok(())
@@ -73,22 +107,44 @@ impl Gradients {
 
     /// After the last contribution of `leaf` to `bucket`: adds the subtrees that it completes.
     pub fn fold(&mut self, bucket: usize, leaf: usize) -> Result<()> {
-        let mut top = accumulator_of(leaf);
-        for _ in 0..folds_after(leaf) {
-            let (below, above) = self.flat.split_at_mut(top);
-            let _sum = below[top - 1][bucket].f_add_(&above[0][bucket])?;
-            top -= 1;
+        for source in &mut self.flat {
+            let mut top = accumulator_of(leaf);
+            for _ in 0..folds_after(leaf) {
+                let (below, above) = source.split_at_mut(top);
+                if let (Some(sum), Some(part)) = (&mut below[top - 1][bucket], &above[0][bucket]) {
+                    let _sum = sum.f_add_(part)?;
+                }
+                top -= 1;
+            }
         }
         Ok(())
     }
 
-    /// The finished gradient of a parameter, in its shape.
-    pub fn of(&self, parameter: usize) -> &Tensor {
-        &self.views[0][parameter]
+    /// After the last leaf: adds the sources of a bucket as one balanced tree. Their ranks follow each other, so this is
+    /// the next part of the canonical sum.
+    pub fn merge_sources(&mut self, bucket: usize) -> Result<()> {
+        let sources = self.flat.iter().filter(|source| source[0][bucket].is_some()).count();
+        let mut distance = 1;
+        while distance < sources {
+            for left in (0..sources - distance).step_by(2 * distance) {
+                let (below, above) = self.flat.split_at_mut(left + distance);
+                if let (Some(sum), Some(part)) = (&mut below[left][0][bucket], &above[0][0][bucket])
+                {
+                    let _sum = sum.f_add_(part)?;
+                }
+            }
+            distance *= 2;
+        }
+        Ok(())
     }
 
-    /// The finished gradient of a bucket.
-    pub fn bucket(&self, bucket: usize) -> &Tensor {
-        &self.flat[0][bucket]
+    /// The finished gradient of a parameter, in its shape; none if this rank does not hold it.
+    pub fn of(&self, parameter: usize) -> Option<&Tensor> {
+        self.views[0][0][parameter].as_ref()
+    }
+
+    /// The finished gradient of a bucket, and what a reducer takes.
+    pub fn bucket(&self, bucket: usize) -> &Flat {
+        &self.finished[bucket]
     }
 }

@@ -15,19 +15,21 @@ pub struct GradNorm {
     pub scale: f64,
 }
 
-/// Squared norms per parameter in fp64, added in parameter order: the same for any layout.
+/// Norm and clipping factor from the squared norms of all parameters, added in parameter order.
 ///
 /// # Errors
 /// [`Error::NotFinite`] names the first parameter whose gradient is not finite.
-pub fn grad_norm(state: &State, inventory: &Inventory, plan: &OptimizerPlan) -> Result<GradNorm> {
+pub fn grad_norm(
+    squares: impl Iterator<Item = f64>,
+    inventory: &Inventory,
+    plan: &OptimizerPlan,
+    step: u64,
+) -> Result<GradNorm> {
     let mut total = 0f64;
-    for parameter in &inventory.parameters {
-        let square = ops::square_sum(state.gradients.of(parameter.id))?;
+    for (parameter, square) in inventory.parameters.iter().zip(squares) {
         if plan.nan_guard && !square.is_finite() {
-            return Err(Error::NotFinite {
-                step: state.progress.step + 1,
-                what: format!("gradient of {}", parameter.parts[0].hf_name),
-            });
+            let what = format!("gradient of {}", parameter.parts[0].hf_name);
+            return Err(Error::NotFinite { step, what });
         }
         total += square;
     }
@@ -37,7 +39,7 @@ pub fn grad_norm(state: &State, inventory: &Inventory, plan: &OptimizerPlan) -> 
     Ok(GradNorm { norm, scale })
 }
 
-/// One AdamW step on a bucket.
+/// One AdamW step on the elements of a bucket that this rank owns.
 pub fn update(
     state: &mut State,
     bucket: usize,
@@ -46,23 +48,26 @@ pub fn update(
     grad_scale: f64,
 ) -> Result<()> {
     let array = &state.arrays[bucket];
-    for &(first, elements, decays) in &array.runs {
-        let part = |flat: &tch::Tensor| flat.narrow(0, dim(first), dim(elements));
+    let gradient = &state.gradients.bucket(bucket).tensor;
+    let weights = &array.weights.tensor;
+    let copied = weights.kind() != tch::Kind::Float;
+    for (range, decays) in &array.runs {
+        let of_bucket = |flat: &tch::Tensor| flat.narrow(0, dim(range.start), dim(range.len()));
+        let of_owned = |flat: &tch::Tensor| array.of_owned(flat, range);
         let args = ops::AdamW {
             lr,
             beta1: plan.beta1,
             beta2: plan.beta2,
             eps: plan.eps,
-            weight_decay: if decays { plan.weight_decay } else { 0.0 },
+            weight_decay: if *decays { plan.weight_decay } else { 0.0 },
             step: state.progress.step + 1,
             grad_scale,
         };
-        let copy = array.copy.as_ref().map(part);
-        let moments = (part(&array.exp_avg), part(&array.exp_avg_sq));
-        let gradient = part(state.gradients.bucket(bucket));
+        let copy = copied.then(|| of_bucket(weights));
+        let moments = (of_owned(&array.exp_avg), of_owned(&array.exp_avg_sq));
         ops::adamw(
-            [&part(&array.master), &moments.0, &moments.1],
-            &gradient,
+            [&of_owned(&array.master), &moments.0, &moments.1],
+            &of_bucket(gradient),
             copy.as_ref(),
             &args,
         )?;

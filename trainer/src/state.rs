@@ -1,36 +1,50 @@
-//! What a rank holds between steps: flat buckets of master weights, compute copies and optimizer moments, the gate
-//! biases, and how far training has come.
+//! What a rank holds between steps: flat buckets of weights, master weights and optimizer moments, the gate biases, and
+//! how far training has come.
 
+use crate::Result;
+use crate::flat::{Flat, Memory};
 use crate::gradients::Gradients;
 use crate::init;
 use lampyris_model::Weights;
 use lampyris_plan::buckets::{Bucket, Buckets};
 use lampyris_plan::inventory::{Inventory, Parameter, Storage};
+use lampyris_plan::shards::shards;
 use lampyris_plan::train_plan::Compute;
 use lampyris_torch::dim;
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use tch::{Kind, Tensor};
 
-/// Gives zeroed memory for a bucket of that many elements: heap, shared memory or device.
-pub type Allocate<'a> = &'a dyn Fn(usize, Kind) -> Tensor;
-
-/// Zeroed memory of the device.
-pub fn device_memory(device: Device) -> impl Fn(usize, Kind) -> Tensor {
-    move |elements, kind| Tensor::zeros([dim(elements)], (kind, device))
-}
-
-/// One bucket's arrays, all of its length.
+/// One bucket's arrays.
 #[derive(Debug)]
 pub struct BucketState {
-    /// Master weights, fp32.
+    /// Weights that the forward pass reads, the whole bucket, in their storage type.
+    pub weights: Flat,
+    /// The shard of each replica: what it counts in the norm, writes into a checkpoint and, with ZeRO-1, updates.
+    pub shards: Vec<Range<usize>>,
+    /// Which of them is this rank's.
+    pub replica: usize,
+    /// Elements that this rank updates: its shard with ZeRO-1, else the bucket.
+    pub owned: Range<usize>,
+    /// Master weights of the owned elements, fp32: the memory of `weights` where those are fp32.
     pub master: Tensor,
-    /// First moments, fp32.
+    /// First moments of the owned elements, fp32.
     pub exp_avg: Tensor,
-    /// Second moments, fp32.
+    /// Second moments of the owned elements, fp32.
     pub exp_avg_sq: Tensor,
-    /// Weights in compute type, where that is not fp32.
-    pub copy: Option<Tensor>,
-    /// Runs of parameters that share weight decay: (first element, elements, decays).
-    pub runs: Vec<(usize, usize, bool)>,
+    /// Runs of owned elements that share weight decay: (elements of the bucket, decays).
+    pub runs: Vec<(Range<usize>, bool)>,
+}
+
+impl BucketState {
+    /// This rank's shard.
+    pub fn shard(&self) -> Range<usize> {
+        self.shards[self.replica].clone()
+    }
+
+    /// Elements `range` of the bucket in an array of the owned elements.
+    pub fn of_owned(&self, array: &Tensor, range: &Range<usize>) -> Tensor {
+        array.narrow(0, dim(range.start - self.owned.start), dim(range.len()))
+    }
 }
 
 /// How far training has come; everything else about data order follows from it.
@@ -44,14 +58,27 @@ pub struct Progress {
     pub tokens: u64,
 }
 
+/// How the state of a network is laid out over ranks.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Type of the weights that matrix products read.
+    pub compute: Compute,
+    /// Gradient accumulators: log2(leaves of this rank) + 1.
+    pub accumulators: usize,
+    /// Keep one set of accumulators for each rank whose tokens contribute to an expert (canonical reduction).
+    pub by_source: bool,
+    /// ZeRO-1.
+    pub sharded: bool,
+}
+
 /// The state of a rank.
 #[derive(Debug)]
 pub struct State {
-    /// Layout.
+    /// Layout: parameters that this rank holds.
     pub buckets: Buckets,
     /// Arrays by bucket.
     pub arrays: Vec<BucketState>,
-    /// Views that the segments read.
+    /// Views that the segments read; empty tensors for experts of other ranks.
     pub weights: Weights,
     /// Gradient accumulators.
     pub gradients: Gradients,
@@ -62,92 +89,110 @@ pub struct State {
 }
 
 impl State {
-    /// Zeroed state for `inventory`; fill it with [`State::initialize`] or from a checkpoint.
+    /// Zeroed state for the parameters in `buckets`; fill it with [`State::initialize`] or from a checkpoint. Collective.
+    ///
+    /// # Errors
+    /// No memory, or a local rank does not do the same.
     pub fn new(
         inventory: &Inventory,
         buckets: Buckets,
-        compute: Compute,
-        accumulators: usize,
-        allocate: Allocate<'_>,
-    ) -> State {
-        let arrays: Vec<BucketState> =
-            buckets.buckets.iter().map(|b| bucket_state(inventory, b, compute, allocate)).collect();
-        let views = inventory.parameters.iter().map(|p| {
-            let (bucket, placement) = buckets.place(p.id);
-            let array = &arrays[bucket];
-            view(array.copy.as_ref().unwrap_or(&array.master), placement.offset, p)
+        layout: &Layout,
+        memory: Memory<'_>,
+    ) -> Result<State> {
+        let arrays = buckets.buckets.iter().map(|b| bucket_state(inventory, b, layout, memory));
+        let arrays = arrays.collect::<Result<Vec<BucketState>>>()?;
+        let views = inventory.parameters.iter().map(|p| match buckets.find(p.id) {
+            Some((bucket, placement)) => view(&arrays[bucket].weights.tensor, placement.offset, p),
+            None => Tensor::empty([0], (Kind::Float, memory.device)),
         });
         let layers = inventory.parameters.iter().filter_map(|p| p.layer).max().map_or(0, |l| l + 1);
         let mut biases = vec![Vec::new(); layers];
         for buffer in &inventory.buffers {
             biases[buffer.layer] = vec![0f32; buffer.shape[0]];
         }
-        State {
+        Ok(State {
             weights: Weights { views: views.collect() },
-            gradients: Gradients::new(inventory, &buckets, accumulators, allocate),
+            gradients: Gradients::new(inventory, &buckets, layout, memory)?,
             arrays,
             buckets,
             biases,
             progress: Progress::default(),
-        }
+        })
+    }
+
+    /// The parameters that this rank holds.
+    pub fn held<'a>(&self, inventory: &'a Inventory) -> impl Iterator<Item = &'a Parameter> {
+        inventory.parameters.iter().filter(|p| self.buckets.find(p.id).is_some())
     }
 
     /// Initial weights from the seed; moments and biases zero.
     pub fn initialize(&mut self, inventory: &Inventory, seed: u64) {
-        for parameter in &inventory.parameters {
+        let held: Vec<&Parameter> = self.held(inventory).collect();
+        for parameter in held {
             let mut values = vec![0f32; parameter.elements()];
             init::fill(seed, parameter, &mut values);
-            self.set_master(parameter, &values);
+            self.set_weights(parameter, &values);
         }
-        self.refresh_copies();
     }
 
-    /// Overwrites a parameter's master weights; call [`State::refresh_copies`] when all are set.
-    pub fn set_master(&mut self, parameter: &Parameter, values: &[f32]) {
-        self.master(parameter).copy_(&Tensor::from_slice(values).view_as(&self.master(parameter)));
-    }
-
-    /// View of a parameter's master weights, in its shape.
-    pub fn master(&self, parameter: &Parameter) -> Tensor {
+    /// Overwrites a parameter: what the forward pass reads, and this rank's part of the master weights.
+    pub fn set_weights(&mut self, parameter: &Parameter, values: &[f32]) {
+        let values = Tensor::from_slice(values);
         let (bucket, placement) = self.buckets.place(parameter.id);
-        view(&self.arrays[bucket].master, placement.offset, parameter)
-    }
-
-    /// Rewrites the compute copies from the master weights.
-    pub fn refresh_copies(&mut self) {
-        for array in &mut self.arrays {
-            if let Some(copy) = &mut array.copy {
-                copy.copy_(&array.master);
-            }
+        let array = &self.arrays[bucket];
+        let whole = placement.offset..placement.offset + placement.elements;
+        let flat = &array.weights.tensor;
+        flat.narrow(0, dim(whole.start), dim(whole.len())).copy_(&values);
+        let owned = intersection(&whole, &array.owned);
+        if owned.is_empty() {
+            return;
         }
+        let part = values.narrow(0, dim(owned.start - whole.start), dim(owned.len()));
+        array.of_owned(&array.master, &owned).copy_(&part);
     }
+}
+
+/// The common part of two ranges, empty if there is none.
+pub(crate) fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.max(b.start);
+    start..a.end.min(b.end).max(start)
 }
 
 fn bucket_state(
     inventory: &Inventory,
     bucket: &Bucket,
-    compute: Compute,
-    allocate: Allocate<'_>,
-) -> BucketState {
-    let float = || allocate(bucket.elements, Kind::Float);
-    let copied = bucket.storage == Storage::Compute && compute == Compute::Bf16;
-    let mut runs: Vec<(usize, usize, bool)> = Vec::new();
+    layout: &Layout,
+    memory: Memory<'_>,
+) -> Result<BucketState> {
+    let (replicas, replica) = memory.ranks.replica(bucket.group);
+    let shards = shards(bucket, replicas);
+    let owned = if layout.sharded { shards[replica].clone() } else { 0..bucket.elements };
+    let copied = bucket.storage == Storage::Compute && layout.compute == Compute::Bf16;
+    let float = || memory.private(owned.len(), Kind::Float);
+    let kind = if copied { Kind::BFloat16 } else { Kind::Float };
+    let weights = if layout.sharded {
+        memory.shared(bucket.group, bucket.elements, kind)?
+    } else {
+        Flat { tensor: memory.private(bucket.elements, kind), shared: None }
+    };
+    let master = match copied {
+        true => float(),
+        false => weights.tensor.narrow(0, dim(owned.start), dim(owned.len())),
+    };
+    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
     for (i, placement) in bucket.placements.iter().enumerate() {
         // A run takes the alignment gap behind a parameter along: its elements are zero and stay zero.
         let end = bucket.placements.get(i + 1).map_or(bucket.elements, |next| next.offset);
         let decays = inventory.parameters[placement.parameter].decay;
+        let part = intersection(&(placement.offset..end), &owned);
         match runs.last_mut() {
-            Some(run) if run.2 == decays => run.1 = end - run.0,
-            _ => runs.push((placement.offset, end - placement.offset, decays)),
+            _ if part.is_empty() => {}
+            Some(run) if run.1 == decays => run.0.end = part.end,
+            _ => runs.push((part, decays)),
         }
     }
-    BucketState {
-        master: float(),
-        exp_avg: float(),
-        exp_avg_sq: float(),
-        copy: copied.then(|| allocate(bucket.elements, Kind::BFloat16)),
-        runs,
-    }
+    let (exp_avg, exp_avg_sq) = (float(), float());
+    Ok(BucketState { weights, shards, replica, owned, master, exp_avg, exp_avg_sq, runs })
 }
 
 /// The parameter's part of a flat array, in its shape.

@@ -1,0 +1,187 @@
+//! The ranks of a job, seen by one of them: the communicator, the groups of the mesh, and the reducers of gradient
+//! buckets. A job of one rank has none of these, and every call here is then the identity.
+
+use crate::Result;
+use lampyris_comm::{Attempt, Communicator, Generation, Group, Membership, Node, Options, Secret};
+use lampyris_hfreduce::{self as hfreduce, HfReduce};
+use lampyris_plan::Mesh;
+use lampyris_plan::inventory;
+use lampyris_plan::train_plan::{Reduction, TrainPlan};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Time for all ranks to start and meet: a cold start reads libtorch from disk.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long an idle communication thread polls before it sleeps, where it has a core of its own.
+const SPIN: Duration = Duration::from_micros(20);
+
+/// Where this rank stands, and how it finds the others.
+#[derive(Debug)]
+pub struct Place {
+    /// This rank.
+    pub rank: usize,
+    /// Nodes of the job; ranks fill them in order, equally many on each.
+    pub nodes: usize,
+    /// This rank's node.
+    pub node: usize,
+    /// Attempt of the run.
+    pub attempt: u64,
+    /// Where ranks meet.
+    pub rendezvous: SocketAddr,
+    /// The attempt's secret.
+    pub secret: Secret,
+}
+
+/// The ranks of a job.
+#[derive(Debug)]
+pub struct Ranks {
+    rank: usize,
+    mesh: Mesh,
+    joined: Option<Joined>,
+}
+
+/// Reducers end before the communicator that they use.
+#[derive(Debug)]
+struct Joined {
+    dense: HfReduce,
+    expert: Option<HfReduce>,
+    expert_axis: Group,
+    comm: Communicator,
+}
+
+impl Ranks {
+    /// A job of one rank.
+    pub fn alone() -> Ranks {
+        Ranks { rank: 0, mesh: Mesh::ONE, joined: None }
+    }
+
+    /// Meets the other ranks of `plan`. Collective.
+    ///
+    /// # Errors
+    /// Ranks that do not come are named; a layout that the reduction cannot serve is refused.
+    pub fn connect(plan: &TrainPlan, place: Place) -> Result<Ranks> {
+        let (rank, mesh) = (place.rank, Mesh::new(&plan.parallel));
+        let per_node = mesh.data / place.nodes.max(1);
+        let number = |n: usize| u32::try_from(n).expect("fewer than 2^32 ranks");
+        let me = Membership {
+            rank: lampyris_comm::Rank(number(rank)),
+            ranks: mesh.data,
+            node: Node(number(place.node)),
+            attempt: Attempt(place.attempt),
+            generation: Generation(0),
+            rendezvous: place.rendezvous,
+            address: None,
+            secret: place.secret,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let options = Options {
+            connect_timeout: CONNECT_TIMEOUT,
+            operation_timeout: Duration::from_secs(plan.parallel.operation_timeout_s),
+            peer_timeout: Duration::from_millis(plan.parallel.peer_timeout_ms),
+            spin: if per_node < cores { SPIN } else { Duration::ZERO },
+            ..Options::default()
+        };
+        let comm = Communicator::connect(&me, options)?;
+        let list = |ranks: Vec<usize>| -> Vec<lampyris_comm::Rank> {
+            ranks.into_iter().map(|rank| lampyris_comm::Rank(number(rank))).collect()
+        };
+        let canonical = plan.batch.reduction == Reduction::Canonical;
+        let options = hfreduce::Options { canonical, ..hfreduce::Options::default() };
+        let reducer = |group| {
+            let members = list(mesh.replicas(group, rank));
+            (members.len() > 1).then(|| HfReduce::new(&comm, &members, &options)).transpose()
+        };
+        let dense = reducer(inventory::Group::Dense)?.expect("several ranks hold dense weights");
+        let expert = reducer(inventory::Group::Expert)?;
+        let expert_axis = comm.group(&list(mesh.expert_group(rank)))?;
+        Ok(Ranks { rank, mesh, joined: Some(Joined { dense, expert, expert_axis, comm }) })
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Whether this is the rank that reports, writes metrics and commits.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Sizes of the axes.
+    pub fn mesh(&self) -> Mesh {
+        self.mesh
+    }
+
+    /// How many ranks hold this group's parameters, and which of them this one is.
+    pub fn replica(&self, group: inventory::Group) -> (usize, usize) {
+        let replicas = self.mesh.replicas(group, self.rank);
+        let me = replicas.iter().position(|&rank| rank == self.rank);
+        (replicas.len(), me.expect("a rank is its own replica"))
+    }
+
+    /// Sums buckets of this group; none where this rank alone holds them.
+    pub fn reducer(&self, group: inventory::Group) -> Option<&HfReduce> {
+        let joined = self.joined.as_ref()?;
+        match group {
+            inventory::Group::Dense => Some(&joined.dense),
+            inventory::Group::Expert => joined.expert.as_ref(),
+        }
+    }
+
+    /// The ranks that share the experts of one copy, where there are several.
+    pub fn expert_axis(&self) -> Option<&Group> {
+        let joined = self.joined.as_ref()?;
+        (self.mesh.expert > 1).then_some(&joined.expert_axis)
+    }
+
+    /// A new group over all ranks for one thread's use, where there are several. Collective: all ranks make it in the
+    /// same order.
+    ///
+    /// # Errors
+    /// The communicator has failed.
+    pub fn all(&self) -> Result<Option<Group>> {
+        let Some(joined) = &self.joined else { return Ok(None) };
+        Ok(Some(joined.comm.group(joined.comm.world().members())?))
+    }
+
+    /// Sums integers over all ranks.
+    ///
+    /// # Errors
+    /// A peer is gone, late, or runs something else.
+    pub fn sum_integers(&self, values: &mut [i64]) -> Result<()> {
+        match &self.joined {
+            Some(joined) => Ok(joined.comm.world().all_reduce(values)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings a table together of which every rank has filled its own places and left zero in the others.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum_integers`].
+    pub fn fill_table(&self, values: &mut [f64]) -> Result<()> {
+        match &self.joined {
+            Some(joined) => Ok(joined.comm.world().all_reduce(values)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum_integers`].
+    pub fn barrier(&self) -> Result<()> {
+        match &self.joined {
+            Some(joined) => Ok(joined.comm.world().barrier()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the other ranks that this one cannot go on.
+    pub fn abort(&self, reason: &str) {
+        if let Some(joined) = &self.joined {
+            joined.comm.abort(reason);
+        }
+    }
+}

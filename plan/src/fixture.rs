@@ -52,6 +52,8 @@ pub(crate) fn plan() -> TrainPlan {
             threads_per_rank: 0,
             bucket_bytes: 1 << 20,
             overlap: false,
+            operation_timeout_s: 600,
+            peer_timeout_ms: 5_000,
         },
         checkpoint: CheckpointPlan { every_steps: 0, every_s: 300, keep: 2, at_end: true },
         eval: EvalPlan { every_steps: 0, tokens: 0, final_tokens: 0, compare_compressors: false },

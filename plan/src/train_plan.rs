@@ -315,6 +315,20 @@ pub struct ParallelPlan {
     /// Interleave the forward pass of a micro-batch with the backward pass of the one before (`program::overlapped`).
     #[serde(default)]
     pub overlap: bool,
+    /// An exchange between ranks that has not ended after this many seconds fails, naming the ranks that did not enter.
+    #[serde(default = "default_operation_timeout_s")]
+    pub operation_timeout_s: u64,
+    /// A host that acknowledges nothing for this many milliseconds has vanished.
+    #[serde(default = "default_peer_timeout_ms")]
+    pub peer_timeout_ms: u64,
+}
+
+fn default_operation_timeout_s() -> u64 {
+    600
+}
+
+fn default_peer_timeout_ms() -> u64 {
+    5_000
 }
 
 /// Periodic checkpoints.

@@ -277,6 +277,10 @@ section! {
         bucket_bytes: usize = default("33554432");
         /// Compute the forward pass of a micro-batch in turns with the backward pass of the one before, so that rows fly to experts under computation.
         overlap: bool = absent("whether `expert` is above 1");
+        /// An exchange between ranks that has not ended after this many seconds fails, naming the ranks that did not enter.
+        operation_timeout_s: u64 = default("600");
+        /// A host that acknowledges nothing for this many milliseconds has vanished.
+        peer_timeout_ms: u64 = default("5000");
     }
 
     /// Periodic checkpoints.

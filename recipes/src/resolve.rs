@@ -91,6 +91,8 @@ pub(crate) fn plan(
             threads_per_rank: recipe.parallel.threads_per_rank,
             bucket_bytes: recipe.parallel.bucket_bytes,
             overlap: recipe.parallel.overlap.unwrap_or(recipe.parallel.expert > 1),
+            operation_timeout_s: recipe.parallel.operation_timeout_s,
+            peer_timeout_ms: recipe.parallel.peer_timeout_ms,
         },
         checkpoint: plan::CheckpointPlan {
             every_steps: recipe.checkpoint.every_steps,

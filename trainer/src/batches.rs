@@ -1,5 +1,6 @@
 //! From the data cursor to micro-batches: which samples a step reads, and what each loss is divided by.
 
+use crate::ranks::Ranks;
 use crate::state::Progress;
 use lampyris_data::{Batch, Dataset, Error, SampleOrder, TrainingWindows};
 use lampyris_model::MicroBatch;
@@ -31,9 +32,17 @@ impl Batches {
         Ok(Batches { windows, order, depths, device })
     }
 
-    /// The micro-batches of the step that begins at `progress`: `sequences` samples in groups of `micro_batch`.
-    pub fn step(&self, progress: Progress, sequences: usize, micro_batch: usize) -> Vec<Batch> {
-        (0..sequences / micro_batch)
+    /// This rank's micro-batches of the step that begins at `progress`: `sequences` samples in groups of `micro_batch`,
+    /// of which every rank takes equally many that follow each other.
+    pub fn step(
+        &self,
+        progress: Progress,
+        sequences: usize,
+        micro_batch: usize,
+        ranks: &Ranks,
+    ) -> Vec<Batch> {
+        let each = sequences / micro_batch / ranks.mesh().data;
+        (ranks.rank() * each..(ranks.rank() + 1) * each)
             .map(|micro| {
                 let first = progress.samples + (micro * micro_batch) as u64;
                 let samples: Vec<_> =

@@ -2,6 +2,7 @@
 
 use crate::build::Rank;
 use crate::executor::StepInput;
+use crate::ranks::Ranks;
 use crate::trace::Clock;
 use crate::train::loss_scales;
 use crate::{machine, sampling};
@@ -62,7 +63,7 @@ pub struct Report {
 /// Runs the benchmark.
 pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
     let device = machine::set_up(plan, 0, 1)?;
-    let mut rank = Rank::of_plan(plan, device)?;
+    let mut rank = Rank::of_plan(plan, device, Ranks::alone())?;
     rank.state.initialize(&rank.network.inventory, plan.seed);
     let depths = rank.network.graph.depths();
     let input = StepInput {

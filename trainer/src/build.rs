@@ -1,13 +1,17 @@
-//! From a plan to a rank that can compute: network, state, sink.
+//! From a plan to a rank that can compute: network, state, sink, and its part among the other ranks.
 
 use crate::Result;
 use crate::executor::{Executor, Reader};
-use crate::state::{State, device_memory};
+use crate::flat::Memory;
+use crate::in_flight::InFlight;
+use crate::norm::NormTable;
+use crate::ranks::Ranks;
+use crate::state::{Layout, State};
 use crate::trace::Clock;
 use lampyris_model::Network;
 use lampyris_plan::ModelSpec;
 use lampyris_plan::buckets::Buckets;
-use lampyris_plan::train_plan::{Compute, OptimizerPlan, TrainPlan};
+use lampyris_plan::train_plan::{Compute, OptimizerPlan, Reduction, TrainPlan};
 use lampyris_torch::Sink;
 use tch::Device;
 
@@ -21,43 +25,60 @@ pub struct Rank {
     /// Compute type.
     pub compute: Compute,
     sink: Sink,
+    norm: NormTable,
+    // Before the ranks: what is under way ends before the reducers do.
+    in_flight: InFlight,
+    /// The ranks of the job.
+    pub ranks: Ranks,
 }
 
 impl Rank {
-    /// A rank with zeroed weights for sequences of at most `positions` tokens.
-    pub fn new(
+    /// A job of one rank with zeroed weights for sequences of at most `positions` tokens.
+    pub fn alone(
         spec: &ModelSpec,
         positions: usize,
         compute: Compute,
-        leaves: usize,
-        bucket_bytes: usize,
         device: Device,
     ) -> Result<Rank> {
         let network = Network::new(spec, positions, device)?;
-        let buckets = Buckets::new(&network.inventory, bucket_bytes, |_| true);
-        let accumulators = leaves.ilog2() as usize + 1;
-        let allocate = device_memory(device);
-        let state = State::new(&network.inventory, buckets, compute, accumulators, &allocate);
-        Ok(Rank { network, state, compute, sink: Sink::new() })
+        let layout = Layout { compute, accumulators: 1, by_source: false, sharded: false };
+        Rank::new(network, &layout, usize::MAX, device, Ranks::alone())
     }
 
-    /// The rank of a plan, weights not yet set.
-    pub fn of_plan(plan: &TrainPlan, device: Device) -> Result<Rank> {
-        let batch = &plan.batch;
-        let bucket_bytes = plan.parallel.bucket_bytes;
-        Rank::new(
-            &plan.model,
-            batch.sequence_length,
-            plan.compute,
-            plan.leaves_per_rank(),
-            bucket_bytes,
-            device,
-        )
+    /// One rank of a plan, weights not yet set. Collective.
+    pub fn of_plan(plan: &TrainPlan, device: Device, ranks: Ranks) -> Result<Rank> {
+        let network = Network::new(&plan.model, plan.batch.sequence_length, device)?;
+        let layout = Layout {
+            compute: plan.compute,
+            accumulators: plan.leaves_per_rank().ilog2() as usize + 1,
+            by_source: plan.batch.reduction == Reduction::Canonical,
+            sharded: plan.parallel.zero > 0,
+        };
+        Rank::new(network, &layout, plan.parallel.bucket_bytes, device, ranks)
     }
 
-    /// What a forward pass needs.
-    pub fn reader(&self) -> Reader<'_> {
-        Reader { network: &self.network, state: &self.state, compute: self.compute }
+    fn new(
+        network: Network,
+        layout: &Layout,
+        bucket_bytes: usize,
+        device: Device,
+        ranks: Ranks,
+    ) -> Result<Rank> {
+        let inventory = &network.inventory;
+        let (mesh, index) = (ranks.mesh(), ranks.mesh().expert_index(ranks.rank()));
+        let buckets = Buckets::new(inventory, bucket_bytes, |id| mesh.holds(index, inventory, id));
+        let state = State::new(inventory, buckets, layout, Memory { device, ranks: &ranks })?;
+        let in_flight = InFlight::new(&state, inventory, &network.graph);
+        let norm = NormTable::new(inventory, bucket_bytes, mesh);
+        let (compute, sink) = (layout.compute, Sink::new());
+        Ok(Rank { network, state, compute, sink, norm, in_flight, ranks })
+    }
+
+    /// What a forward pass needs. Waits for weights that are still on their way.
+    pub fn reader(&mut self) -> Result<Reader<'_>> {
+        self.in_flight.finish_gathers()?;
+        let Rank { network, state, compute, ranks, .. } = self;
+        Ok(Reader { network, state, compute: *compute, ranks })
     }
 
     /// What a step needs.
@@ -73,6 +94,9 @@ impl Rank {
             optimizer,
             compute: self.compute,
             clock,
+            ranks: &self.ranks,
+            in_flight: &mut self.in_flight,
+            norm: &self.norm,
         }
     }
 }

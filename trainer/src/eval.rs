@@ -19,7 +19,8 @@ pub struct Evaluation {
     pub bytes: u64,
 }
 
-/// Predicts every token of `windows` once, `rows` windows at a time; `watch(done, total)` follows.
+/// Predicts every token of `windows` once, `rows` windows at a time, batches dealt to the ranks in turn; `watch(done,
+/// total)` follows. Collective; the result is the same on all ranks, whatever their number.
 pub fn evaluate(
     reader: &Reader<'_>,
     windows: &ValidationWindows,
@@ -28,14 +29,25 @@ pub fn evaluate(
     mut watch: impl FnMut(u64, u64),
 ) -> Result<Evaluation> {
     let (total, rows) = (windows.count(), rows as u64);
-    let mut nats = 0f64;
-    let mut first = 0;
-    while first < total {
+    let (ranks, mesh) = (reader.ranks, reader.ranks.mesh());
+    let batches = total.div_ceil(rows);
+    let mut sums = vec![0f64; usize::try_from(batches).expect("fits memory")];
+    for turn in 0..batches.div_ceil(mesh.data as u64) {
+        let mine = turn * mesh.data as u64 + ranks.rank() as u64;
+        // Where experts are spread over ranks a forward pass needs all of them: one without a batch repeats the last.
+        if mine >= batches && mesh.expert == 1 {
+            break;
+        }
+        let first = mine.min(batches - 1) * rows;
         let batch = windows.batch(first..first + rows, 0);
-        nats += reader.loss_sum(&upload(&batch, 1, device))?;
-        first += rows;
-        watch(first.min(total), total);
+        let sum = reader.loss_sum(&upload(&batch, 1, device))?;
+        if mine < batches {
+            sums[mine as usize] = sum;
+        }
+        watch(((turn + 1) * rows * mesh.data as u64).min(total), total);
     }
+    ranks.fill_table(&mut sums)?;
+    let nats: f64 = sums.iter().sum();
     let (tokens, bytes) = (windows.tokens(), windows.bytes());
     Ok(Evaluation {
         nats_per_token: nats / tokens.max(1) as f64,

@@ -2,9 +2,13 @@
 //! order of instructions; nothing here decides anything.
 
 use crate::exchange;
+use crate::in_flight::InFlight;
 use crate::micro::Micro;
+use crate::norm::NormTable;
 use crate::optimizer::{self, GradNorm};
+use crate::ranks::Ranks;
 use crate::state::State;
+use crate::tally::Tally;
 use crate::trace::Clock;
 use crate::{Error, Result};
 use lampyris_model::{MicroBatch, Network, Routing, deepseek::bias, head};
@@ -38,7 +42,7 @@ pub struct StepInput {
     pub bias_speed: f64,
 }
 
-/// What one step found.
+/// What one step found; of the global batch once `GradNorm` has run, of this rank's micro-batches before.
 #[derive(Debug, Clone, Default)]
 pub struct StepReport {
     /// Summed loss per prediction depth, nats.
@@ -66,6 +70,12 @@ pub struct Executor<'a> {
     pub compute: Compute,
     /// Times each instruction.
     pub clock: &'a mut Clock,
+    /// The ranks of the job.
+    pub ranks: &'a Ranks,
+    /// Reductions and gathers under way.
+    pub in_flight: &'a mut InFlight,
+    /// Where the sums of the gradient norm stand.
+    pub norm: &'a NormTable,
 }
 
 impl Executor<'_> {
@@ -76,17 +86,15 @@ impl Executor<'_> {
         let _no_grad = tch::no_grad_guard();
         let graph = &self.network.graph;
         let mut micros: Vec<Micro> = input.batches.iter().map(|_| Micro::new(graph)).collect();
-        let mut report = StepReport {
-            loss_sums: vec![0.0; graph.depths()],
-            expert_counts: self.state.biases.iter().map(|b| vec![0; b.len()]).collect(),
-            ..StepReport::default()
-        };
+        let mut tally = Tally::new(program.micro_batches, graph.depths(), &self.state.biases);
+        let mut grad_norm = None;
         for &instruction in &program.instructions {
             let started = self.clock.start();
             match instruction {
                 Instruction::BeginLeaf { leaf } => self.state.gradients.begin_leaf(leaf),
                 Instruction::Forward { micro, segment } => {
-                    self.forward(&mut micros[micro], micro, segment, input, &mut report)?;
+                    self.in_flight.finish_gathers_of(segment)?;
+                    self.forward(&mut micros[micro], micro, segment, input, &mut tally)?;
                 }
                 Instruction::Backward { micro, segment } => {
                     self.backward(&mut micros[micro], segment, input)?;
@@ -98,7 +106,7 @@ impl Executor<'_> {
                 }
                 Instruction::Dispatch { micro, layer, pass } => {
                     if pass == Pass::Forward {
-                        count(&micros[micro], layer, &mut report.expert_counts);
+                        tally.count(layer, micros[micro].routing(layer));
                     }
                     exchange::dispatch(&mut micros[micro], layer, pass)?;
                 }
@@ -108,19 +116,23 @@ impl Executor<'_> {
                 Instruction::FoldLeaf { bucket, leaf } => {
                     self.state.gradients.fold(bucket, leaf)?
                 }
-                Instruction::GradNorm => report.grad_norm = Some(self.grad_norm(&report)?),
+                Instruction::ReduceBucket { bucket } => {
+                    self.in_flight.reduce(self.state, self.ranks, bucket)?;
+                }
+                Instruction::GradNorm => grad_norm = Some(self.grad_norm(&mut tally)?),
                 Instruction::UpdateShard { bucket } => {
-                    let scale = report.grad_norm.map_or(1.0, |g| g.scale);
+                    let scale = grad_norm.map_or(1.0, |g: GradNorm| g.scale);
                     optimizer::update(self.state, bucket, self.optimizer, input.lr, scale)?;
                 }
-                Instruction::ReduceBucket { .. } | Instruction::GatherBucket { .. } => {
-                    unreachable!("programs of one rank reduce and gather nothing")
+                Instruction::GatherBucket { bucket } => {
+                    self.in_flight.gather(self.state, self.ranks, bucket)?;
                 }
-                Instruction::UpdateBias => self.update_bias(input.bias_speed, &report),
+                Instruction::UpdateBias => self.update_bias(input.bias_speed, &tally),
             }
             self.clock.stop(started, instruction);
         }
-        Ok(report)
+        let (loss_sums, balance_sum) = tally.sums();
+        Ok(StepReport { loss_sums, balance_sum, grad_norm, expert_counts: tally.expert_counts })
     }
 
     fn forward(
@@ -129,7 +141,7 @@ impl Executor<'_> {
         index: usize,
         segment: Segment,
         input: &StepInput,
-        report: &mut StepReport,
+        tally: &mut Tally,
     ) -> Result<()> {
         let batch = &input.batches[index];
         if let Segment::Head(depth) = segment {
@@ -144,15 +156,18 @@ impl Executor<'_> {
             };
             let (targets, scale) = (&batch.targets[depth], input.loss_scales[depth]);
             let out = head::forward(&hidden, weight, targets, scale, Some(&mut add))?;
-            report.loss_sums[depth] += out.loss_sum;
+            tally.loss(index, depth, out.loss_sum);
             micro.keep_head_gradient(segment, out.input_gradient);
             return Ok(());
         }
         let leaves = micro.leaves(Operation::Segment(segment));
-        let rank = Reader { network: self.network, state: self.state, compute: self.compute };
+        let Executor { network, compute, ranks, .. } = *self;
+        let rank = Reader { network, state: self.state, compute, ranks };
         let outputs = tch::with_grad(|| rank.segment(segment, batch, self.sink, micro, &leaves))?;
-        if let Some(balance) = micro.record(segment, leaves, outputs) {
-            report.balance_sum += balance;
+        if let (Some(balance), Segment::Attention(layer)) =
+            (micro.record(segment, leaves, outputs), segment)
+        {
+            tally.balance(index, layer, balance);
         }
         Ok(())
     }
@@ -187,26 +202,26 @@ impl Executor<'_> {
         Ok(())
     }
 
-    fn grad_norm(&self, report: &StepReport) -> Result<GradNorm> {
+    /// Waits for all gradients, brings norm, losses and counts of all ranks together, and decides about clipping.
+    fn grad_norm(&mut self, tally: &mut Tally) -> Result<GradNorm> {
+        self.in_flight.finish_reductions()?;
+        let mut table = vec![0f64; self.norm.len()];
+        self.norm.fill(self.state, &mut table)?;
+        tally.exchange(self.ranks, &mut table)?;
         let step = self.state.progress.step + 1;
-        let bad = report.loss_sums.iter().position(|sum| !sum.is_finite());
+        let bad = tally.sums().0.iter().position(|sum| !sum.is_finite());
         if let (true, Some(depth)) = (self.optimizer.nan_guard, bad) {
             return Err(Error::NotFinite { step, what: format!("loss at depth {depth}") });
         }
-        optimizer::grad_norm(self.state, &self.network.inventory, self.optimizer)
+        let squares = self.norm.squares(&table);
+        optimizer::grad_norm(squares, &self.network.inventory, self.optimizer, step)
     }
 
-    fn update_bias(&mut self, speed: f64, report: &StepReport) {
-        for (bias, counts) in self.state.biases.iter_mut().zip(&report.expert_counts) {
+    fn update_bias(&mut self, speed: f64, tally: &Tally) {
+        for (bias, counts) in self.state.biases.iter_mut().zip(&tally.expert_counts) {
             bias::update(bias, counts, speed);
         }
     }
-}
-
-/// Adds the micro-batch's tokens per expert to the step's.
-fn count(micro: &Micro, layer: usize, counts: &mut [Vec<u64>]) {
-    let routing = micro.routing(layer).expect("the gate ran before dispatch");
-    counts[layer].iter_mut().zip(&routing.counts).for_each(|(sum, count)| *sum += count);
 }
 
 /// A network with the state it reads: everything a forward pass needs.
@@ -218,6 +233,8 @@ pub struct Reader<'a> {
     pub state: &'a State,
     /// Compute type.
     pub compute: Compute,
+    /// The ranks of the job.
+    pub ranks: &'a Ranks,
 }
 
 impl Reader<'_> {

@@ -47,7 +47,16 @@ fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
                     (Cause::BadPlan, "choose an architecture that this release trains", BAD_PLAN)
                 }
                 Error::Model(_) => (Cause::Device, "", 1),
+                Error::Peer(error) => peer(error),
+                Error::Reduction(_) => (
+                    Cause::BadPlan,
+                    "choose a layout with equally many ranks on every node",
+                    BAD_PLAN,
+                ),
             };
+        }
+        if let Some(error) = cause.downcast_ref::<lampyris_comm::Error>() {
+            return peer(error);
         }
         if cause.is::<lampyris_data::Error>() {
             // Its messages say what to do themselves.
@@ -55,6 +64,11 @@ fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
         }
         if let Some(error) = cause.downcast_ref::<lampyris_checkpoint::Error>() {
             use lampyris_checkpoint::Error as E;
+            match error {
+                E::OtherRank { .. } => return (Cause::PeerLost, OTHERS, TRY_AGAIN),
+                E::Ranks { .. } => continue, // what came between them is next in the chain
+                _ => {}
+            }
             let storage =
                 matches!(error, E::DiskFull { .. } | E::NotWritable { .. } | E::Io { .. });
             return match storage {
@@ -67,6 +81,17 @@ fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
         }
     }
     (Cause::Internal, "", 1)
+}
+
+const OTHERS: &str = "look at the rank that failed first";
+
+/// A peer that died or vanished is named by its own shim; whoever loses it only stops.
+fn peer(error: &lampyris_comm::Error) -> (Cause, &'static str, u8) {
+    use lampyris_comm::Error as E;
+    match error {
+        E::Invalid(_) | E::Mismatch { .. } => (Cause::Internal, "", 1),
+        _ => (Cause::PeerLost, OTHERS, TRY_AGAIN),
+    }
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub struct Options {
 pub fn run(options: &Options, out: &mut impl Write) -> Result<()> {
     ensure!(options.temperature >= 0.0, "--temperature must not be negative");
     ensure!(options.top_p > 0.0 && options.top_p <= 1.0, "--top-p lies in (0, 1]");
-    let (rank, tokenizer, window) = open(options)?;
+    let (mut rank, tokenizer, window) = open(options)?;
     tokenizer.check_vocabulary(rank.network.spec.vocab_size)?;
     let mut tokens: Vec<i64> =
         tokenizer.encode(&options.prompt)?.into_iter().map(i64::from).collect();
@@ -73,7 +73,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         failed = written.err();
         token != end && failed.is_none()
     };
-    let reader = rank.reader();
+    let reader = rank.reader()?;
     sampling::continue_tokens(&reader, &mut tokens, sampling, device, each)?;
     if let Some(error) = failed {
         return Err(error);
@@ -94,8 +94,7 @@ fn open(options: &Options) -> Result<(Rank, Tokenizer, usize)> {
         );
     }
     let import = Import::new(Folder::open(from)?)?;
-    let mut rank =
-        Rank::new(&import.spec, options.window, Compute::Fp32, 1, usize::MAX, Device::Cpu)?;
+    let mut rank = Rank::alone(&import.spec, options.window, Compute::Fp32, Device::Cpu)?;
     parity::load(&mut rank, &import)?;
     let json = from.join("tokenizer.json");
     ensure!(
@@ -118,8 +117,9 @@ fn open_run(dir: &Path) -> Result<(Rank, Tokenizer, usize)> {
     let newest = run.candidates()?.into_iter().next();
     let id = newest.with_context(|| format!("{} has no checkpoint yet", dir.display()))?;
     let reader = Reader::open(Arc::clone(run.disk()), &run.path(id))?;
-    let mut rank = Rank::of_plan(&plan, device)?;
+    let length = plan.batch.sequence_length;
+    let mut rank = Rank::alone(&plan.model, length, plan.compute, device)?;
     snapshot::load_weights(&mut rank.state, &rank.network.inventory, &reader)?;
     let tokenizer = Tokenizer::load(&dir.join("tokenizer"))?;
-    Ok((rank, tokenizer, plan.batch.sequence_length))
+    Ok((rank, tokenizer, length))
 }

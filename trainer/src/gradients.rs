@@ -35,7 +35,8 @@ impl Gradients {
         layout: &Layout,
         memory: Memory<'_>,
     ) -> Result<Gradients> {
-        let finished = buckets.buckets.iter().map(|b| memory.shared(b.group, b.elements, Kind::Float));
+        let finished =
+            buckets.buckets.iter().map(|b| memory.shared(b.group, b.elements, Kind::Float));
         let finished = finished.collect::<Result<Vec<Flat>>>()?;
         let mesh = memory.ranks.mesh();
         let sources = |group| if layout.by_source { mesh.sources(group) } else { 1 };
@@ -51,7 +52,8 @@ impl Gradients {
         let all = 0..buckets.buckets.len();
         let flat: Vec<Vec<Vec<Option<Tensor>>>> = (0..most)
             .map(|source| {
-                let level = |level| all.clone().map(|bucket| array(source, level, bucket)).collect();
+                let level =
+                    |level| all.clone().map(|bucket| array(source, level, bucket)).collect();
                 (0..layout.accumulators).map(level).collect()
             })
             .collect();

@@ -38,8 +38,8 @@ impl InFlight {
         let group = state.buckets.buckets[bucket].group;
         let reducer = ranks.reducer(group).expect("a shared bucket has a reducer");
         let array = &state.arrays[bucket];
-        let sharded = array.owned.len() < state.buckets.buckets[bucket].elements;
-        let reduction = match sharded {
+        // Weights are shared where their shards are gathered.
+        let reduction = match array.weights.shared.is_some() {
             true => reducer.reduce_scatter(shared, &array.shards)?,
             false => reducer.all_reduce(shared)?,
         };

@@ -8,21 +8,27 @@ pub mod eval;
 pub mod exchange;
 pub mod executor;
 pub mod failure;
+pub mod flat;
 pub mod generate;
 pub mod gradients;
+pub mod in_flight;
 pub mod init;
 pub mod link;
+pub mod load;
 pub mod logits;
 pub mod machine;
 pub mod metrics;
 pub mod micro;
+pub mod norm;
 pub mod optimizer;
 pub mod parity;
+pub mod ranks;
 pub mod sampling;
 pub mod saves;
 pub mod snapshot;
 pub mod state;
 pub mod step_metrics;
+pub mod tally;
 mod tensorboard;
 pub mod trace;
 pub mod train;
@@ -39,6 +45,12 @@ pub enum Error {
     /// A segment failed.
     #[error(transparent)]
     Model(#[from] lampyris_model::Error),
+    /// Another rank is gone, late, or runs something else.
+    #[error(transparent)]
+    Peer(#[from] lampyris_comm::Error),
+    /// A reduction cannot be set up.
+    #[error(transparent)]
+    Reduction(lampyris_hfreduce::Error),
     /// A loss or gradient is NaN or infinite.
     #[error(
         "step {step}: the {what} is not finite; nothing was updated: lower the learning rate or look at the data of this step"
@@ -54,6 +66,15 @@ pub enum Error {
 impl From<lampyris_torch::Error> for Error {
     fn from(error: lampyris_torch::Error) -> Error {
         Error::Model(error.into())
+    }
+}
+
+impl From<lampyris_hfreduce::Error> for Error {
+    fn from(error: lampyris_hfreduce::Error) -> Error {
+        match error {
+            lampyris_hfreduce::Error::Comm(error) => Error::Peer(error),
+            other => Error::Reduction(other),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> Result<Value> {
     let Options { sequences, length, seed, .. } = *options;
     ensure!(sequences > 0 && length > 0, "--sequences and --length must be positive");
     let import = Import::new(Folder::open(&options.folder)?)?;
-    let mut rank = Rank::new(&import.spec, length, Compute::Fp32, 1, usize::MAX, Device::Cpu)?;
+    let mut rank = Rank::alone(&import.spec, length, Compute::Fp32, Device::Cpu)?;
     parity::load(&mut rank, &import)?;
     let vocab = import.spec.vocab_size as f64;
     let token = |i: usize| (sampling::uniform(seed, i as u64) * vocab) as i64;
@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> Result<Value> {
         (0..sequences).map(|s| (0..length).map(|i| token(s * length + i)).collect()).collect();
     let windows: Vec<i64> = ids.iter().flat_map(|row| row.iter().copied().chain([0])).collect();
     let batch = MicroBatch::new(&windows, length, 1, |_, _| false, Device::Cpu);
-    let hidden = rank.reader().hidden(&batch)?;
+    let hidden = rank.reader()?.hidden(&batch)?;
     let weight = rank.state.weights.get(rank.network.head()).0;
     let logits = tch::no_grad(|| head::logits(&hidden, weight));
     let rows = Vec::<Vec<f32>>::try_from(logits)?;

@@ -6,10 +6,10 @@
 
 use crate::Result;
 use crate::state::{State, intersection};
+use lampyris_plan::Mesh;
 use lampyris_plan::buckets::Buckets;
 use lampyris_plan::inventory::{Inventory, ParameterId};
 use lampyris_plan::shards::{NORM_BLOCK, shards};
-use lampyris_plan::Mesh;
 use lampyris_torch::{dim, ops};
 use std::ops::Range;
 
@@ -30,7 +30,8 @@ impl NormTable {
                 let shards = shards(bucket, mesh.replicas(bucket.group, index).len());
                 for p in &bucket.placements {
                     let whole = p.offset..p.offset + p.elements;
-                    let cut = shards.iter().filter(|s| !intersection(s, &whole).is_empty()).count() > 1;
+                    let cut =
+                        shards.iter().filter(|s| !intersection(s, &whole).is_empty()).count() > 1;
                     lengths[p.parameter] = if cut { p.elements.div_ceil(NORM_BLOCK) } else { 1 };
                 }
             }

@@ -99,11 +99,11 @@ fn compare(
         golden.input_ids.iter().all(|id| (0..limit).contains(id)),
         "golden input_ids have tokens outside the vocabulary of {limit}"
     );
-    let mut rank = Rank::new(&spec, length, compute, 1, usize::MAX, device)?;
+    let mut rank = Rank::alone(&spec, length, compute, device)?;
     load(&mut rank, import)?;
     let depths = rank.network.graph.depths();
     let batch = golden_batch(golden, depths, device);
-    let hidden = rank.reader().hidden(&batch)?;
+    let hidden = rank.reader()?.hidden(&batch)?;
     let weight = rank.state.weights.get(rank.network.head()).0;
     let logits = tch::no_grad(|| head::logits(&hidden, weight)).to_device(Device::Cpu);
     let logits = Vec::<f32>::try_from(logits.flatten(0, -1))?;
@@ -149,12 +149,11 @@ pub fn load(rank: &mut Rank, import: &Import) -> Result<()> {
     for parameter in &rank.network.inventory.parameters {
         let mut values = vec![0f32; parameter.elements()];
         import.read_parameter(parameter, &mut values).with_context(|| parameter.name.clone())?;
-        rank.state.set_master(parameter, &values);
+        rank.state.set_weights(parameter, &values);
     }
     for buffer in &rank.network.inventory.buffers {
         import.read_buffer(buffer, &mut rank.state.biases[buffer.layer])?;
     }
-    rank.state.refresh_copies();
     Ok(())
 }
 
@@ -205,7 +204,12 @@ impl Comparison {
     fn gradients(&mut self, rank: &Rank, golden: &Golden) -> Result<()> {
         let mut left: Vec<&str> = golden.gradients.iter().map(String::as_str).collect();
         for parameter in &rank.network.inventory.parameters {
-            let gradient = rank.state.gradients.of(parameter.id).to_device(Device::Cpu);
+            let gradient = rank
+                .state
+                .gradients
+                .of(parameter.id)
+                .expect("one rank holds all")
+                .to_device(Device::Cpu);
             let gradient = Vec::<f32>::try_from(gradient.flatten(0, -1))?;
             let row = parameter.row_elements();
             for part in &parameter.parts {

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// Time for all ranks to start and meet: a cold start reads libtorch from disk.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long ranks wait for the slowest disk. A rank that died is seen at once.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// How long an idle communication thread polls before it sleeps, where it has a core of its own.
 const SPIN: Duration = Duration::from_micros(20);
 
@@ -26,7 +29,7 @@ pub struct Place {
     /// This rank's node.
     pub node: usize,
     /// Attempt of the run.
-    pub attempt: u64,
+    pub attempt: u32,
     /// Where ranks meet.
     pub rendezvous: SocketAddr,
     /// The attempt's secret.
@@ -135,14 +138,20 @@ impl Ranks {
         (self.mesh.expert > 1).then_some(&joined.expert_axis)
     }
 
-    /// A new group over all ranks for one thread's use, where there are several. Collective: all ranks make it in the
-    /// same order.
+    /// What saving or loading checkpoints needs to agree on them. Collective: all ranks make it in the same order.
     ///
     /// # Errors
     /// The communicator has failed.
-    pub fn all(&self) -> Result<Option<Group>> {
-        let Some(joined) = &self.joined else { return Ok(None) };
-        Ok(Some(joined.comm.group(joined.comm.world().members())?))
+    pub fn for_checkpoints(&self) -> Result<lampyris_checkpoint::Ranks> {
+        let Some(joined) = &self.joined else { return Ok(lampyris_checkpoint::Ranks::alone()) };
+        let group = joined.comm.group(joined.comm.world().members())?.with_timeout(SAVE_TIMEOUT);
+        let all_gather = move |word: &[u8]| {
+            let mut words = vec![0u8; word.len() * group.len()];
+            group.all_gather(word, &mut words)?;
+            Ok(words)
+        };
+        let rank = lampyris_plan::Rank(self.rank as u64);
+        Ok(lampyris_checkpoint::Ranks::new(rank, self.mesh.data, Box::new(all_gather)))
     }
 
     /// Sums integers over all ranks.

@@ -7,8 +7,7 @@ use crate::{machine, snapshot};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, CheckpointId, Digests, Meta, Ranks, Retention, Run, Saved, Saver, Slot, Snapshot,
-    Transfer,
+    Busy, CheckpointId, Digests, Meta, Retention, Run, Saved, Saver, Slot, Snapshot, Transfer,
 };
 use lampyris_plan::train_plan::CheckpointPlan;
 use lampyris_plan::{Attempt, Step, TrainPlan};
@@ -35,36 +34,58 @@ pub struct Saves {
 
 impl Saves {
     /// Saves of `rank` into `run`.
-    pub fn new(run: Run, attempt: Attempt, plan: &TrainPlan, rank: &Rank, device: Device) -> Saves {
+    ///
+    /// # Errors
+    /// The communicator has failed. Collective.
+    pub fn new(
+        run: Run,
+        attempt: Attempt,
+        plan: &TrainPlan,
+        rank: &Rank,
+        device: Device,
+    ) -> Result<Saves> {
         let digests = lampyris_plan::digest::Digests::of(plan);
         let retention =
             Retention { last: plan.checkpoint.keep.max(1), every_steps: 0, best: false };
-        Saves {
-            saver: Saver::new(run, Ranks::alone(), Transfer::default(), Some(retention)),
+        let ranks = rank.ranks.for_checkpoints()?;
+        Ok(Saves {
+            saver: Saver::new(run, ranks, Transfer::default(), Some(retention)),
             attempt,
             policy: plan.checkpoint.clone(),
             digests: Digests { numerics: digests.numerics, plan: digests.plan },
             fingerprint: machine::fingerprint(device),
             tensors: snapshot::tensors(&rank.network.inventory),
-            slots: snapshot::slots(&rank.state, &rank.network.inventory),
+            slots: snapshot::slots(&rank.state, &rank.network.inventory, &rank.ranks),
             last: Instant::now(),
             last_step: None,
             validation_loss: None,
-        }
+        })
     }
 
-    /// Saves if a period has passed; leaves it out while another save is in flight. `at_end`: the final save follows.
-    pub fn periodic(&mut self, rank: &Rank, link: &mut Link, at_end: bool) -> Result<()> {
+    /// Whether a save by time is due, and whether one is in flight, for the ranks to agree on.
+    pub fn due(&self) -> (bool, bool) {
+        let period = Duration::from_secs(self.policy.every_s);
+        let by_time = self.policy.every_s > 0 && self.last.elapsed() >= period;
+        (by_time, self.saver.in_flight())
+    }
+
+    /// Saves if a step period has passed, or if the ranks have agreed that a time period has. A step period is a promise
+    /// and waits for a save in flight; a time period is a wish, which they leave out meanwhile. `at_end`: the final save
+    /// follows.
+    pub fn periodic(
+        &mut self,
+        rank: &Rank,
+        link: &mut Link,
+        by_time: bool,
+        at_end: bool,
+    ) -> Result<()> {
         self.reap(link)?;
         let step = rank.state.progress.step;
         let by_step = self.policy.every_steps > 0 && step.is_multiple_of(self.policy.every_steps);
-        let period = Duration::from_secs(self.policy.every_s);
-        let by_time = self.policy.every_s > 0 && self.last.elapsed() >= period;
         if at_end && self.policy.at_end || !(by_step || by_time) {
             return Ok(());
         }
-        // A step period is a promise, a time period a wish.
-        self.begin(rank, link, if by_step { Busy::Wait } else { Busy::Skip })
+        self.begin(rank, link, Busy::Wait)
     }
 
     /// Saves and waits until it is committed; nothing to do if this step is committed already.
@@ -77,7 +98,7 @@ impl Saves {
         self.drain(link)
     }
 
-    /// Waits for the save in flight.
+    /// Waits for the save in flight. When it has ended, it is committed on all ranks.
     pub fn drain(&mut self, link: &mut Link) -> Result<()> {
         match self.saver.wait() {
             Some(outcome) => announce(link, outcome),

@@ -1,13 +1,14 @@
 //! Between a rank's buckets and checkpoints in global coordinates.
 
-use crate::state::{Progress, State};
+use crate::ranks::Ranks;
+use crate::state::{Progress, State, intersection};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::{TensorEntry, split, tensor_list};
 use lampyris_checkpoint::{Buffers, Kind, Reader, Request, Slot};
-use lampyris_plan::Inventory;
-use lampyris_torch::dim;
+use lampyris_plan::{Inventory, Parameter};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use tch::Tensor;
 
@@ -19,88 +20,123 @@ pub fn tensors(inventory: &Inventory) -> Vec<TensorEntry> {
     tensor_list(inventory, &KINDS)
 }
 
-/// Where each piece lies in the buffers that [`copy_out`] fills: three buffers per bucket, then one per gate.
-pub fn slots(state: &State, inventory: &Inventory) -> Arc<[Slot]> {
+/// Where each piece of this rank lies in the buffers that [`copy_out`] fills: three buffers per bucket, each of this
+/// rank's shard, then, on the first rank, one per gate.
+pub fn slots(state: &State, inventory: &Inventory, ranks: &Ranks) -> Arc<[Slot]> {
     let mut slots = Vec::new();
-    for parameter in &inventory.parameters {
-        let (bucket, placement) = state.buckets.place(parameter.id);
-        for (k, &kind) in KINDS.iter().enumerate() {
-            for range in split(parameter, 0..parameter.elements()) {
-                let start = placement.offset + range.within.start;
-                slots.push(Slot {
-                    tensor: range.tensor.to_string(),
-                    kind,
-                    start: range.start,
-                    buffer: bucket * KINDS.len() + k,
-                    range: start..start + range.within.len(),
-                });
+    for (bucket, array) in state.buckets.buckets.iter().zip(&state.arrays) {
+        let shard = array.shard();
+        for placement in &bucket.placements {
+            let parameter = &inventory.parameters[placement.parameter];
+            let part =
+                intersection(&(placement.offset..placement.offset + placement.elements), &shard);
+            if part.is_empty() {
+                continue;
+            }
+            let within = part.start - placement.offset..part.end - placement.offset;
+            for (k, &kind) in KINDS.iter().enumerate() {
+                for range in split(parameter, within.clone()) {
+                    let start = placement.offset + range.within.start - shard.start;
+                    slots.push(Slot {
+                        tensor: range.tensor.to_string(),
+                        kind,
+                        start: range.start,
+                        buffer: bucket.id * KINDS.len() + k,
+                        range: start..start + range.within.len(),
+                    });
+                }
             }
         }
     }
     let gates = state.buckets.buckets.len() * KINDS.len();
-    for (i, buffer) in inventory.buffers.iter().enumerate() {
-        slots.push(Slot {
-            tensor: buffer.hf_name.clone(),
-            kind: Kind::GateBias,
-            start: 0,
-            buffer: gates + i,
-            range: 0..buffer.shape[0],
-        });
-    }
+    let buffers = inventory.buffers.iter().enumerate().filter(|_| ranks.is_first());
+    slots.extend(buffers.map(|(i, buffer)| Slot {
+        tensor: buffer.hf_name.clone(),
+        kind: Kind::GateBias,
+        start: 0,
+        buffer: gates + i,
+        range: 0..buffer.shape[0],
+    }));
     slots.into()
 }
 
-/// Copies the state into `buffers`; their memory is used again.
+/// Copies this rank's shards into `buffers`; their memory is used again.
 pub fn copy_out(state: &State, inventory: &Inventory, buffers: &mut Buffers) -> Result<()> {
-    let flat = state.arrays.iter().flat_map(|a| [&a.master, &a.exp_avg, &a.exp_avg_sq]);
-    let flat: Vec<&Tensor> = flat.collect();
-    buffers.resize_with(flat.len() + inventory.buffers.len(), Vec::new);
-    for (tensor, buffer) in flat.iter().zip(buffers.iter_mut()) {
+    let shards = state.arrays.iter().flat_map(|array| {
+        [&array.master, &array.exp_avg, &array.exp_avg_sq]
+            .map(|owned| array.of_owned(owned, &array.shard()))
+    });
+    let shards: Vec<Tensor> = shards.collect();
+    buffers.resize_with(shards.len() + inventory.buffers.len(), Vec::new);
+    for (tensor, buffer) in shards.iter().zip(buffers.iter_mut()) {
         buffer.resize(tensor.numel(), 0.0);
         tensor.f_copy_data(buffer, tensor.numel())?;
     }
-    for (gate, buffer) in inventory.buffers.iter().zip(&mut buffers[flat.len()..]) {
+    for (gate, buffer) in inventory.buffers.iter().zip(&mut buffers[shards.len()..]) {
         buffer.clone_from(&state.biases[gate.layer]);
     }
     Ok(())
 }
 
-/// Fills the state from a checkpoint, whatever layout wrote it. All ranges are asked for at once: each chunk of the
-/// checkpoint is then read once.
+/// A piece of a parameter that this rank needs.
+struct Wanted<'a> {
+    parameter: &'a Parameter,
+    kind: Kind,
+    /// Elements of the parameter.
+    within: Range<usize>,
+    values: Vec<f32>,
+}
+
+/// Fills the state from a checkpoint, whatever layout wrote it: all weights of the parameters that this rank holds, and
+/// the moments that it owns. All ranges are asked for at once: each chunk of the checkpoint is then read once.
 pub fn load(
     state: &mut State,
     inventory: &Inventory,
     reader: &Reader,
 ) -> lampyris_checkpoint::Result<()> {
-    let parameters = || inventory.parameters.iter().flat_map(|p| KINDS.map(|kind| (p, kind)));
-    let mut values: Vec<Vec<f32>> = parameters().map(|(p, _)| vec![0f32; p.elements()]).collect();
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
+    for parameter in state.held(inventory) {
+        let (bucket, placement) = state.buckets.place(parameter.id);
+        let whole = placement.offset..placement.offset + placement.elements;
+        let owned = intersection(&whole, &state.arrays[bucket].owned);
+        for kind in KINDS {
+            let part = if kind == Kind::Weight { &whole } else { &owned };
+            if !part.is_empty() {
+                let within = part.start - whole.start..part.end - whole.start;
+                let values = vec![0f32; within.len()];
+                wanted.push(Wanted { parameter, kind, within, values });
+            }
+        }
+    }
     let mut requests = Vec::new();
-    for ((parameter, kind), values) in parameters().zip(&mut values) {
+    for Wanted { parameter, kind, within, values } in &mut wanted {
         let mut rest = values.as_mut_slice();
-        for range in split(parameter, 0..parameter.elements()) {
+        for range in split(parameter, within.clone()) {
             let (out, tail) = rest.split_at_mut(range.within.len());
             rest = tail;
-            requests.push(Request { tensor: range.tensor, kind, start: range.start, out });
+            requests.push(Request { tensor: range.tensor, kind: *kind, start: range.start, out });
         }
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
     reader.load(requests, threads)?;
-    for ((parameter, kind), values) in parameters().zip(&values) {
+    for Wanted { parameter, kind, within, values } in &wanted {
         let (bucket, placement) = state.buckets.place(parameter.id);
         let array = &state.arrays[bucket];
-        let flat = match kind {
+        let moments = match kind {
             Kind::ExpAvg => &array.exp_avg,
             Kind::ExpAvgSq => &array.exp_avg_sq,
-            Kind::Weight | Kind::GateBias => &array.master,
+            Kind::Weight | Kind::GateBias => {
+                state.set_weights(parameter, values);
+                continue;
+            }
         };
-        let (first, len) = (dim(placement.offset), dim(placement.elements));
-        flat.narrow(0, first, len).copy_(&Tensor::from_slice(values));
+        let owned = placement.offset + within.start..placement.offset + within.end;
+        array.of_owned(moments, &owned).copy_(&Tensor::from_slice(values));
     }
     for buffer in &inventory.buffers {
         let out = &mut state.biases[buffer.layer];
         reader.read(&buffer.hf_name, Kind::GateBias, 0, out)?;
     }
-    state.refresh_copies();
     Ok(())
 }
 
@@ -129,11 +165,10 @@ pub fn load_weights(
         for range in split(parameter, 0..parameter.elements()) {
             reader.read(range.tensor, Kind::Weight, range.start, &mut values[range.within])?;
         }
-        state.set_master(parameter, &values);
+        state.set_weights(parameter, &values);
     }
     for buffer in &inventory.buffers {
         reader.read(&buffer.hf_name, Kind::GateBias, 0, &mut state.biases[buffer.layer])?;
     }
-    state.refresh_copies();
     Ok(())
 }

@@ -136,7 +136,7 @@ impl State {
     }
 
     /// Overwrites a parameter: what the forward pass reads, and this rank's part of the master weights.
-    pub fn set_weights(&mut self, parameter: &Parameter, values: &[f32]) {
+    pub fn set_weights(&self, parameter: &Parameter, values: &[f32]) {
         let values = Tensor::from_slice(values);
         let (bucket, placement) = self.buckets.place(parameter.id);
         let array = &self.arrays[bucket];

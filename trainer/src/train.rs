@@ -1,21 +1,24 @@
-//! `train`: the step loop of one rank. Reads top to bottom: set up, load, then per step suspend?, batch, program, report,
-//! evaluate, save; at the end the final evaluation, a checkpoint, a sample.
+//! `train`: the step loop of a rank. Reads top to bottom: set up, meet, load, then per step batch, agree (suspend?
+//! deadline? save?), program, report, evaluate, save; at the end the final evaluation, a checkpoint, a sample.
 
 use crate::batches::Batches;
 use crate::build::Rank;
 use crate::eval::{self, Evaluation};
 use crate::executor::{StepInput, StepReport};
 use crate::link::Link;
+use crate::ranks::{Place, Ranks};
 use crate::saves::Saves;
 use crate::step_metrics::StepMetrics;
 use crate::trace::Clock;
-use crate::{machine, sampling, snapshot};
-use anyhow::{Context, Result};
-use lampyris_checkpoint::{CheckpointId, Ranks, Run, disk::RealDisk};
-use lampyris_data::Dataset;
+use crate::{load, machine, sampling};
+use anyhow::{Context, Result, bail, ensure};
+use lampyris_checkpoint::{Run, disk::RealDisk};
+use lampyris_comm::Secret;
+use lampyris_data::{Batch, Dataset};
 use lampyris_plan::program::{self, Program, Shape};
-use lampyris_plan::{Attempt, Step, TrainPlan, lr};
-use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
+use lampyris_plan::{Attempt, TrainPlan, lr};
+use lampyris_proto::rank::{self, from_rank::Body};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,6 +48,18 @@ pub struct Options {
     /// Socket to the shim: always standard input.
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..=0))]
     pub socket_fd: i32,
+    /// Nodes of the run; ranks fill them in order, equally many on each.
+    #[arg(long, default_value_t = 1)]
+    pub nodes: usize,
+    /// This rank's node.
+    #[arg(long, default_value_t = 0)]
+    pub node: usize,
+    /// Where the ranks meet; needed when there are several.
+    #[arg(long, requires = "secret_fd")]
+    pub rendezvous: Option<SocketAddr>,
+    /// Descriptor from which the attempt's 32 secret bytes are read.
+    #[arg(long)]
+    pub secret_fd: Option<i32>,
 }
 
 /// How a rank ended well.
@@ -70,7 +85,14 @@ pub fn read_plan(path: &std::path::Path) -> Result<TrainPlan> {
 
 /// Runs the rank to its end.
 pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> {
-    let device = machine::set_up(plan, usize::try_from(options.rank)?, plan.parallel.data)?;
+    let world = usize::try_from(options.world)?;
+    ensure!(
+        world == plan.parallel.data,
+        "the plan has {} ranks, but {world} were started",
+        plan.parallel.data
+    );
+    let per_node = world / options.nodes.max(1);
+    let device = machine::set_up(plan, usize::try_from(options.rank)? % per_node, per_node)?;
     link.send(Body::Ready(rank::Ready {
         rank: options.rank,
         attempt: options.attempt,
@@ -82,12 +104,50 @@ pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> 
     let dataset = Dataset::open(&options.dataset)?;
     dataset.check_vocabulary(plan.model.vocab_size)?;
     let run = Run::open(Arc::new(RealDisk), &options.run_dir)?;
-    let mut trainer = Trainer::load(options, plan, &dataset, run, device, link)?;
-    let end = trainer.steps()?;
-    if end == End::Finished {
-        trainer.finish()?;
+    let ranks = meet(options, plan, link)?;
+    let mut trainer = Trainer::load(options, plan, &dataset, (run, ranks), device, link)?;
+    let ended = trainer.run();
+    if let Err(error) = &ended {
+        // Those who wait for this rank hear why at once.
+        trainer.rank.ranks.abort(&format!("{error:#}"));
     }
-    Ok(end)
+    ended
+}
+
+/// Meets the other ranks, where there are any.
+fn meet(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<Ranks> {
+    if options.world == 1 {
+        return Ok(Ranks::alone());
+    }
+    let (Some(rendezvous), Some(fd)) = (options.rendezvous, options.secret_fd) else {
+        bail!("{} ranks need --rendezvous and --secret-fd", options.world);
+    };
+    let what = "meeting the other ranks".to_string();
+    link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
+    // Opening the descriptor's own path needs no claim that nobody else holds it.
+    let secret = std::fs::File::open(format!("/proc/self/fd/{fd}"))
+        .with_context(|| format!("reading the secret from descriptor {fd}"))?;
+    let place = Place {
+        rank: usize::try_from(options.rank)?,
+        nodes: options.nodes,
+        node: options.node,
+        attempt: u32::try_from(options.attempt)?,
+        rendezvous,
+        secret: Secret::from_fd(secret.into())?,
+    };
+    Ok(Ranks::connect(plan, place)?)
+}
+
+/// What the ranks agree on at a step boundary.
+struct Agreed {
+    /// Some(stay stopped) if any rank was asked to suspend.
+    suspend: Option<bool>,
+    /// Whether the deadline has passed for any rank.
+    deadline: bool,
+    /// Whether a save by time is due after this step.
+    save: bool,
+    /// Valid next-token targets of the global batch.
+    valid: usize,
 }
 
 struct Trainer<'a> {
@@ -97,7 +157,8 @@ struct Trainer<'a> {
     rank: Rank,
     batches: Batches,
     saves: Saves,
-    metrics: StepMetrics,
+    /// On the first rank.
+    metrics: Option<StepMetrics>,
     device: Device,
     program: Option<Program>,
     total_steps: u64,
@@ -109,23 +170,26 @@ impl<'a> Trainer<'a> {
         options: &Options,
         plan: &'a TrainPlan,
         dataset: &'a Dataset,
-        run: Run,
+        (run, ranks): (Run, Ranks),
         device: Device,
         link: &'a mut Link,
     ) -> Result<Trainer<'a>> {
-        let mut rank = Rank::of_plan(plan, device)?;
+        let mut rank = Rank::of_plan(plan, device, ranks)?;
         let attempt = Attempt(options.attempt);
-        load_state(&mut rank, plan, &run, attempt, link)?;
+        load::state(&mut rank, plan, &run, attempt, link)?;
         let depths = rank.network.graph.depths();
         let batches = Batches::new(dataset, plan, depths, device)?;
-        let tokenizer = options.run_dir.join("tokenizer");
-        if !tokenizer.exists() {
-            std::fs::create_dir(&tokenizer)?;
-            dataset.tokenizer().save(&tokenizer)?;
+        let mut metrics = None;
+        if rank.ranks.is_first() {
+            let tokenizer = options.run_dir.join("tokenizer");
+            if !tokenizer.exists() {
+                std::fs::create_dir(&tokenizer)?;
+                dataset.tokenizer().save(&tokenizer)?;
+            }
+            let peak = machine::peak_flops(plan.compute, device) * plan.parallel.data as f64;
+            metrics = Some(StepMetrics::open(&options.run_dir, options.attempt, plan, peak)?);
         }
-        let peak = machine::peak_flops(plan.compute, device);
-        let metrics = StepMetrics::open(&options.run_dir, options.attempt, plan, peak)?;
-        let saves = Saves::new(run, attempt, plan, &rank, device);
+        let saves = Saves::new(run, attempt, plan, &rank, device)?;
         Ok(Trainer {
             plan,
             dataset,
@@ -141,35 +205,74 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    fn run(&mut self) -> Result<End> {
+        let end = self.steps()?;
+        if end == End::Finished {
+            self.finish()?;
+        }
+        Ok(end)
+    }
+
     /// Steps until the plan's tokens are consumed, a suspend is asked for, or the deadline passes.
     fn steps(&mut self) -> Result<End> {
         while self.rank.state.progress.step < self.total_steps {
-            if let Some(stay_stopped) = self.link.suspend() {
+            let started = Instant::now();
+            let data = self.data();
+            let valid: usize = data.iter().map(|batch| batch.valid_targets(0)).sum();
+            let agreed = self.agree(valid)?;
+            if let Some(stay_stopped) = agreed.suspend {
                 return self.suspend(stay_stopped);
             }
-            if self.link.past_deadline() {
+            if agreed.deadline {
                 return Ok(End::Deadline);
             }
-            self.step()?;
+            self.step(&data, agreed.valid, started)?;
             let step = self.rank.state.progress.step;
             let every = self.plan.eval.every_steps;
             if every > 0 && step.is_multiple_of(every) && step < self.total_steps {
                 self.evaluate(self.plan.eval.tokens, false)?;
             }
-            self.saves.periodic(&self.rank, self.link, step == self.total_steps)?;
+            let at_end = step == self.total_steps;
+            self.saves.periodic(&self.rank, self.link, agreed.save, at_end)?;
         }
         Ok(End::Finished)
     }
 
-    /// One optimizer step.
-    fn step(&mut self) -> Result<()> {
-        let started = Instant::now();
+    /// This rank's micro-batches of the next step.
+    fn data(&self) -> Vec<Batch> {
         let before = self.rank.state.progress;
         let sequences = lr::sequences_at(self.plan, before.tokens);
-        let micro_batch = self.plan.batch.micro_batch;
-        let data = self.batches.step(before, sequences, micro_batch);
+        self.batches.step(before, sequences, self.plan.batch.micro_batch, &self.rank.ranks)
+    }
+
+    /// What all ranks know of each other at a step boundary: one sum of a few integers. An order that has reached any
+    /// rank holds for all; the first rank's clock decides about saves.
+    fn agree(&self, valid: usize) -> Result<Agreed> {
+        let order = self.link.suspend();
+        let (due, in_flight) = self.saves.due();
+        let mut sums = [
+            i64::from(order.is_some()),
+            i64::from(order == Some(true)),
+            i64::from(self.link.past_deadline()),
+            i64::from(due && self.rank.ranks.is_first()),
+            i64::from(in_flight),
+            i64::try_from(valid)?,
+        ];
+        self.rank.ranks.sum_integers(&mut sums)?;
+        let [suspend, stay_stopped, deadline, due, in_flight, valid] = sums;
+        Ok(Agreed {
+            suspend: (suspend > 0).then_some(stay_stopped > 0),
+            deadline: deadline > 0,
+            save: due > 0 && in_flight == 0,
+            valid: usize::try_from(valid)?,
+        })
+    }
+
+    /// One optimizer step on this rank's `data`; `valid` targets count in the global batch.
+    fn step(&mut self, data: &[Batch], valid: usize, started: Instant) -> Result<()> {
+        let before = self.rank.state.progress;
+        let sequences = lr::sequences_at(self.plan, before.tokens);
         let step_tokens = (sequences * self.plan.batch.sequence_length) as u64;
-        let valid: usize = data.iter().map(|batch| batch.valid_targets(0)).sum();
         let depths = self.rank.network.graph.depths();
         let input = StepInput {
             batches: data.iter().map(|batch| self.batches.upload(batch)).collect(),
@@ -199,14 +302,14 @@ impl<'a> Trainer<'a> {
             _ => {
                 let network = &self.rank.network;
                 let (graph, inventory) = (&network.graph, &network.inventory);
-                let leaves = self.plan.leaves_per_rank();
+                let shape = Shape {
+                    micro_batches,
+                    leaves: self.plan.leaves_per_rank(),
+                    mesh: self.rank.ranks.mesh(),
+                    sharded: self.plan.parallel.zero > 0,
+                };
                 let buckets = &self.rank.state.buckets;
-                program::sequential(
-                    graph,
-                    inventory,
-                    buckets,
-                    &Shape::one_rank(micro_batches, leaves),
-                )
+                program::sequential(graph, inventory, buckets, &shape)
             }
         }
     }
@@ -236,7 +339,9 @@ impl<'a> Trainer<'a> {
         if every > 0 && progress.step.is_multiple_of(every) || progress.step == self.total_steps {
             let epochs = self.batches.epochs(progress);
             let speed = (step_tokens, step_s);
-            self.metrics.step(progress, report, input, (valid, epochs), speed)?;
+            if let Some(metrics) = &mut self.metrics {
+                metrics.step(progress, report, input, (valid, epochs), speed)?;
+            }
         }
         Ok(())
     }
@@ -247,7 +352,7 @@ impl<'a> Trainer<'a> {
         let link = &mut self.link;
         let mut last = Instant::now();
         let result =
-            eval::evaluate(&self.rank.reader(), &windows, rows, self.device, |done, total| {
+            eval::evaluate(&self.rank.reader()?, &windows, rows, self.device, |done, total| {
                 if last.elapsed().as_secs_f64() > 0.5 {
                     last = Instant::now();
                     let what = "evaluating".to_string();
@@ -255,7 +360,9 @@ impl<'a> Trainer<'a> {
                 }
             })?;
         let step = self.rank.state.progress.step;
-        self.metrics.evaluation(step, &result)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.evaluation(step, &result)?;
+        }
         self.saves.validation_loss = Some((step, result.nats_per_token));
         self.link.send(Body::Evaluated(rank::Evaluated {
             step,
@@ -297,6 +404,10 @@ impl<'a> Trainer<'a> {
         if output.sample_prompt.is_empty() || output.sample_tokens == 0 {
             return Ok(());
         }
+        // Where experts are spread over ranks, all of them take part in every token; each draws the same.
+        if !self.rank.ranks.is_first() && self.rank.ranks.mesh().expert == 1 {
+            return Ok(());
+        }
         let tokenizer = self.dataset.tokenizer();
         let encoded = tokenizer.encode(&output.sample_prompt)?;
         let mut tokens: Vec<i64> = encoded.into_iter().map(i64::from).collect();
@@ -318,11 +429,13 @@ impl<'a> Trainer<'a> {
             text += &piece.unwrap_or_default();
             token != end
         };
-        let reader = self.rank.reader();
+        let reader = self.rank.reader()?;
         sampling::continue_tokens(&reader, &mut tokens, sampling, self.device, each)?;
         text += &decoder.finish()?;
         let prompt = output.sample_prompt.clone();
-        self.link.send(Body::Sample(rank::Sample { prompt, text }));
+        if self.rank.ranks.is_first() {
+            self.link.send(Body::Sample(rank::Sample { prompt, text }));
+        }
         Ok(())
     }
 }
@@ -333,56 +446,4 @@ pub fn loss_scales(plan: &TrainPlan, tokens: u64, valid: usize, depths: usize) -
     let mtp = lr::mtp_loss_weight(plan, tokens) / (depths - 1).max(1) as f64;
     let weight = |depth: usize| if depth == 0 { 1.0 } else { mtp };
     (0..depths).map(|depth| weight(depth) / valid.max(1) as f64).collect()
-}
-
-/// The newest good checkpoint of the lineage, or initial weights.
-fn load_state(
-    rank: &mut Rank,
-    plan: &TrainPlan,
-    run: &Run,
-    attempt: Attempt,
-    link: &mut Link,
-) -> Result<()> {
-    let what = "reading the checkpoint".to_string();
-    link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
-    let Rank { network, state, .. } = rank;
-    let loaded = run.load_latest(&mut Ranks::alone(), |reader| {
-        snapshot::load(state, &network.inventory, reader)?;
-        Ok(reader.manifest().clone())
-    })?;
-    for bad in &loaded.quarantined {
-        note(link, format!("checkpoint {} is damaged and was set aside: {}", bad.id, bad.problem));
-    }
-    let parent: Option<CheckpointId> = match loaded.found {
-        Some((id, manifest)) => {
-            state.progress = snapshot::progress_from_state(&manifest.state)?;
-            let here = machine::fingerprint(state.arrays[0].master.device());
-            if !manifest.fingerprint.is_empty() && manifest.fingerprint != here {
-                note(
-                    link,
-                    format!(
-                        "the checkpoint was written on another machine ({:?}, here {here:?}): training goes on, equal bits are not promised",
-                        manifest.fingerprint
-                    ),
-                );
-            }
-            Some(id)
-        }
-        None => {
-            initialize(rank, plan)?;
-            None
-        }
-    };
-    run.record(attempt, parent)?;
-    debug_assert_eq!(parent.map_or(Step(0), |id| id.step).0, rank.state.progress.step);
-    Ok(())
-}
-
-fn initialize(rank: &mut Rank, plan: &TrainPlan) -> Result<()> {
-    rank.state.initialize(&rank.network.inventory, plan.seed);
-    Ok(())
-}
-
-fn note(link: &mut Link, text: String) {
-    link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
 }

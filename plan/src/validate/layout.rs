@@ -35,6 +35,8 @@ fn parallel(plan: &TrainPlan, rules: &mut Rules) {
     rules.size("parallel.expert", plan.parallel.expert);
     rules.divides("parallel.expert", expert, "parallel.data", data);
     rules.positive("parallel.bucket_bytes", plan.parallel.bucket_bytes as u64);
+    rules.positive("parallel.operation_timeout_s", plan.parallel.operation_timeout_s);
+    rules.positive("parallel.peer_timeout_ms", plan.parallel.peer_timeout_ms);
     rules.within("parallel.zero", plan.parallel.zero, plan.parallel.zero <= 1, "0 or 1");
     match &plan.model.moe {
         Some(moe) => rules.divides("parallel.expert", expert, "model.experts", moe.experts as u64),

@@ -195,8 +195,10 @@ fn what_is_not_trainable_is_named() {
             p.model.attention = Attention::Gqa { heads: 4, kv_heads: 4, head_dim: 16 };
             p.model.mtp_layers = 0;
         }),
-        ("parallel.data", |p| p.parallel.data = 2),
-        ("parallel.zero", |p| p.parallel.zero = 1),
+        ("parallel.data", |p| {
+            p.parallel.data = 2;
+            p.device = Device::Cuda;
+        }),
         ("data.sources", |p| p.data.sources.clear()),
     ];
     for (key, change) in cases {

@@ -1,7 +1,7 @@
 //! What this release can train. Everything else is planned only, and refused here, before anything starts.
 
 use crate::model_spec::{Attention, Gate};
-use crate::train_plan::TrainPlan;
+use crate::train_plan::{Device, TrainPlan};
 use thiserror::Error;
 
 /// A plan that `lampyris plan` handles and training does not.
@@ -19,10 +19,10 @@ pub struct Unsupported {
 /// The first reason why `plan` cannot be trained by this release. Expects a plan that `validate` accepts.
 pub fn check_trainable(plan: &TrainPlan) -> Result<(), Unsupported> {
     model(plan)?;
-    let one_rank = "this release trains on one rank; use 1";
-    refuse(plan.parallel.data > 1, "parallel.data", plan.parallel.data, one_rank)?;
-    let zero = "this release does not shard the optimizer state; use 0";
-    refuse(plan.parallel.zero > 0, "parallel.zero", plan.parallel.zero, zero)?;
+    let cuda = plan.device == Device::Cuda && plan.parallel.data > 1;
+    let one_rank =
+        "this release trains on several ranks on the CPU only; use 1, or device = \"cpu\"";
+    refuse(cuda, "parallel.data", plan.parallel.data, one_rank)?;
     let obtain = if plan.data.obtain.is_empty() {
         "the recipe names no text; give one, e.g. --set data.path=FILE".to_string()
     } else {

@@ -1,0 +1,66 @@
+//! Where a rank starts from: the newest checkpoint of the run's lineage that is good on all ranks, or initial weights.
+
+use crate::build::Rank;
+use crate::link::Link;
+use crate::{machine, snapshot};
+use anyhow::Result;
+use lampyris_checkpoint::{Manifest, Run};
+use lampyris_plan::{Attempt, Step, TrainPlan};
+use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
+
+/// Fills the state of `rank` and records in the lineage what it was filled from. Collective.
+///
+/// # Errors
+/// Checkpoints exist and none is good; a disk or a peer fails.
+pub fn state(
+    rank: &mut Rank,
+    plan: &TrainPlan,
+    run: &Run,
+    attempt: Attempt,
+    link: &mut Link,
+) -> Result<()> {
+    let what = "reading the checkpoint".to_string();
+    link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
+    let mut others = rank.ranks.for_checkpoints()?;
+    let Rank { network, state, .. } = rank;
+    let loaded = run.load_latest(&mut others, |reader| {
+        snapshot::load(state, &network.inventory, reader)?;
+        Ok(reader.manifest().clone())
+    })?;
+    for bad in loaded.quarantined.iter().filter(|_| rank.ranks.is_first()) {
+        note(link, format!("checkpoint {} is damaged and was set aside: {}", bad.id, bad.problem));
+    }
+    let parent = match loaded.found {
+        Some((id, manifest)) => {
+            rank.state.progress = snapshot::progress_from_state(&manifest.state)?;
+            compare_fingerprints(rank, &manifest, link);
+            Some(id)
+        }
+        None => {
+            rank.state.initialize(&rank.network.inventory, plan.seed);
+            None
+        }
+    };
+    debug_assert_eq!(parent.map_or(Step(0), |id| id.step).0, rank.state.progress.step);
+    if rank.ranks.is_first() {
+        run.record(attempt, parent)?;
+    }
+    Ok(rank.ranks.barrier()?)
+}
+
+fn compare_fingerprints(rank: &Rank, manifest: &Manifest, link: &mut Link) {
+    let here = machine::fingerprint(rank.state.arrays[0].master.device());
+    if rank.ranks.is_first() && !manifest.fingerprint.is_empty() && manifest.fingerprint != here {
+        note(
+            link,
+            format!(
+                "the checkpoint was written on another machine ({:?}, here {here:?}): training goes on, equal bits are not promised",
+                manifest.fingerprint
+            ),
+        );
+    }
+}
+
+fn note(link: &mut Link, text: String) {
+    link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod desk;
+
 /// A program of this workspace, built beside the running test: `cargo build --workspace --bins` makes it.
 ///
 /// # Panics

@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 /// Jobs that wait. More make the caller wait: buckets are far fewer.
 const QUEUE: usize = 256;
 
+/// Reductions of one reducer between the nodes at a time. The engine runs a dozen collectives at once; if one reducer
+/// took all of these places here and another one did on the other node, both would wait for ever.
+const BETWEEN_NODES: usize = 4;
+
 /// One reduction.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -30,7 +34,7 @@ pub(crate) struct Job {
 /// What became of a job's local part.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    result: Mutex<Option<Result<Option<Streamed>>>>,
+    result: Mutex<Option<Result<Option<Arc<Streamed>>>>>,
     changed: Condvar,
 }
 
@@ -39,8 +43,8 @@ struct Shared {
     machine: Arc<Machine>,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Held while a job runs: keeps their order.
-    turn: Mutex<()>,
+    /// Held while a job runs: keeps their order. What still runs between the nodes, oldest first.
+    turn: Mutex<VecDeque<Arc<Streamed>>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +70,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Work {
     pub(crate) fn start(machine: Arc<Machine>) -> Result<Self> {
-        let (queue, changed, turn) = (Mutex::default(), Condvar::new(), Mutex::new(()));
+        let (queue, changed, turn) = (Mutex::default(), Condvar::new(), Mutex::default());
         let shared = Arc::new(Shared { machine, queue, changed, turn });
         let worker = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -117,23 +121,32 @@ impl Shared {
     }
 
     /// Runs the oldest job, if it is still there.
-    fn run_next(&self, turn: MutexGuard<'_, ()>) {
+    fn run_next(&self, mut between_nodes: MutexGuard<'_, VecDeque<Arc<Streamed>>>) {
         let job = lock(&self.queue).jobs.pop_front();
         self.changed.notify_all();
         if let Some(job) = job {
+            between_nodes.retain(|streamed| !streamed.is_done());
+            if between_nodes.len() == BETWEEN_NODES
+                && let Some(oldest) = between_nodes.pop_front()
+            {
+                // Whoever waits for that reduction gets its error.
+                oldest.wait().ok();
+            }
             let run = std::panic::AssertUnwindSafe(|| self.machine.run(&job));
             let result = std::panic::catch_unwind(run)
                 .unwrap_or_else(|_| Err(Error::Invalid("the reducer panicked".into())));
+            let result = result.map(|streamed| streamed.map(Arc::new));
+            between_nodes.extend(result.iter().flatten().cloned());
             *lock(&job.outcome.result) = Some(result);
             job.outcome.changed.notify_all();
         }
-        drop(turn);
+        drop(between_nodes);
     }
 }
 
 impl Door {
     /// Waits for a job's local part, helping.
-    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<Option<Streamed>> {
+    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<Option<Arc<Streamed>>> {
         loop {
             if let Some(result) = lock(&outcome.result).take() {
                 return result;

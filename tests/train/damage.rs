@@ -1,7 +1,7 @@
 //! What a run does when something is broken: a damaged checkpoint, numbers that are not finite, a full disk, a
 //! vocabulary that does not fit.
 
-use crate::run::Desk;
+use lampyris_tests::desk::Desk;
 use std::path::Path;
 use std::process::Command;
 

@@ -1,6 +1,6 @@
 //! The golden loss curve: a change that is not about numbers leaves every bit of it alone.
 
-use crate::run::Desk;
+use lampyris_tests::desk::Desk;
 use lampyris_tests::{assert_golden, repository};
 use std::fmt::Write;
 

@@ -6,5 +6,4 @@ mod damage;
 mod golden;
 mod parity;
 mod resume;
-mod run;
 mod text;

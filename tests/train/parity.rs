@@ -1,6 +1,6 @@
 //! `lampyris parity` on the golden cases that `transformers` computed.
 
-use crate::run::Desk;
+use lampyris_tests::desk::Desk;
 use lampyris_tests::repository;
 use serde_json::Value;
 

@@ -1,6 +1,6 @@
 //! Kill and resume: the interrupted run has the bits of the undisturbed one.
 
-use crate::run::{Desk, rank_pids, signal};
+use lampyris_tests::desk::{Desk, rank_pids, signal};
 use rustix::process::Signal;
 
 /// 24 steps; micro-batches per leaf follow from the leaves.

@@ -1,6 +1,6 @@
 //! What goes in and comes out: text from a model, weights from and to Hugging Face folders, text that is too short.
 
-use crate::run::Desk;
+use lampyris_tests::desk::Desk;
 use lampyris_tests::repository;
 
 #[test]

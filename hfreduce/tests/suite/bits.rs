@@ -247,3 +247,34 @@ fn what_cannot_work_is_refused() {
         assert!(error.to_string().contains("overlap"), "{error}");
     });
 }
+
+/// Two reducers over the same ranks, each with more buckets than the engine runs collectives at once, begun in one order
+/// on one node and in the other order on the other node: neither keeps the other from its turn.
+#[test]
+fn reducers_do_not_take_each_others_places() {
+    let sums = on_grid((2, 2), 11, |comm, ranks| {
+        let reducers =
+            [0, 1].map(|_| HfReduce::new(comm, &ranks, &Options::default()).expect("a grid"));
+        let buckets = reducers.each_ref().map(|reducer| -> Vec<_> {
+            let bucket = |n: usize| {
+                let bucket = reducer.bucket(DType::F32, 100).expect("memory");
+                bucket.with(|elements: &mut [f32]| elements.fill(n as f32));
+                bucket
+            };
+            (0..30).map(bucket).collect()
+        });
+        let first = comm.rank().index() / 2;
+        let mut running = Vec::new();
+        for which in [first, 1 - first] {
+            for bucket in &buckets[which] {
+                running.push(reducers[which].all_reduce(bucket).expect("started"));
+            }
+        }
+        running.into_iter().for_each(|reduction| reduction.wait().expect("reduced"));
+        let sum =
+            |bucket: &lampyris_hfreduce::Bucket| bucket.with(|elements: &mut [f32]| elements[99]);
+        buckets.map(|buckets| buckets.iter().map(sum).collect::<Vec<f32>>())
+    });
+    let expected: Vec<f32> = (0..30u8).map(|n| 4.0 * f32::from(n)).collect();
+    assert!(sums.iter().flatten().all(|found| *found == expected), "{sums:?}");
+}

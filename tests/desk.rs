@@ -1,8 +1,8 @@
 //! A folder with runs of the debug recipes.
 
+use crate::{program, repository};
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::{Reader, Run};
-use lampyris_tests::{program, repository};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,26 +14,38 @@ use tempfile::TempDir;
 /// How long any command of this suite may take.
 const LIMIT: Duration = Duration::from_secs(240);
 
-pub(crate) struct Desk {
-    pub(crate) dir: TempDir,
+/// The folder.
+#[derive(Debug)]
+pub struct Desk {
+    /// It is removed with this value.
+    pub dir: TempDir,
 }
 
-pub(crate) struct Ended {
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code; -1 after a signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
 }
 
 impl Desk {
-    pub(crate) fn new() -> Desk {
+    /// An empty one.
+    #[allow(clippy::new_without_default, reason = "a folder is made")]
+    pub fn new() -> Desk {
         Desk { dir: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+    /// `lampyris` with these arguments, run in it.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("lampyris"));
         command
             .args(arguments)
@@ -46,7 +58,8 @@ impl Desk {
         command
     }
 
-    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+    /// Runs `lampyris` to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
         let output = self.command(arguments).output().expect("lampyris runs");
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Ended {
@@ -57,32 +70,57 @@ impl Desk {
     }
 
     /// Trains `recipe` into folder `name`; `sets` are overrides.
-    pub(crate) fn train(&self, recipe: &str, name: &str, sets: &[&str]) -> Ended {
-        self.run(&self.arguments(recipe, name, sets).iter().map(String::as_str).collect::<Vec<_>>())
+    pub fn train(&self, recipe: &str, name: &str, sets: &[&str]) -> Ended {
+        self.train_with(recipe, name, sets, &[])
     }
 
-    /// The same in the background.
-    pub(crate) fn start(&self, recipe: &str, name: &str, sets: &[&str]) -> Child {
-        let arguments = self.arguments(recipe, name, sets);
+    /// The same with more arguments.
+    pub fn train_with(&self, recipe: &str, name: &str, sets: &[&str], more: &[&str]) -> Ended {
+        let arguments = arguments(&["train", &path_of(recipe), "--run-dir", name], sets, more);
+        self.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Trains in the background.
+    pub fn start(&self, recipe: &str, name: &str, sets: &[&str]) -> Child {
+        self.spawn(&arguments(&["train", &path_of(recipe), "--run-dir", name], sets, &[]))
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(&self, recipe: &str, name: &str, sets: &[&str], more: &[&str]) -> Child {
+        self.spawn(&arguments(&["train", &path_of(recipe), "--run-dir", name], sets, more))
+    }
+
+    /// Continues run `name` under other values of `recipe`, in the background.
+    pub fn resume(&self, recipe: &str, name: &str, sets: &[&str], more: &[&str]) -> Child {
+        self.spawn(&arguments(&["resume", name, "--recipe", &path_of(recipe)], sets, more))
+    }
+
+    /// The command that trains, its output captured.
+    pub fn train_command(&self, recipe: &str, name: &str, sets: &[&str]) -> Command {
+        let arguments = arguments(&["train", &path_of(recipe), "--run-dir", name], sets, &[]);
+        self.command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn spawn(&self, arguments: &[String]) -> Child {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut command = self.command(&arguments);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().expect("lampyris starts")
     }
 
-    fn arguments(&self, recipe: &str, name: &str, sets: &[&str]) -> Vec<String> {
-        let recipe = repository(&format!("recipes/{recipe}.toml")).display().to_string();
-        let mut out = vec!["train".into(), recipe, "--run-dir".into(), name.into()];
-        // One thread: what is tested here must not depend on how many cores the machine has.
-        let common = ["parallel.threads_per_rank=1", "output.tensorboard=false"];
-        for set in common.iter().chain(sets) {
-            out.extend(["--set".to_string(), set.to_string()]);
-        }
-        out
+    /// Every validation of a run as it was recorded, by step.
+    pub fn validation(&self, name: &str) -> BTreeMap<u64, Value> {
+        let text = std::fs::read_to_string(self.path(name).join("metrics.jsonl"));
+        let lines = text.unwrap_or_default();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| !line["validation"].is_null())
+            .filter_map(|line| Some((line["step"].as_u64()?, line["validation"].clone())))
+            .collect()
     }
 
     /// Loss of every step as it was last recorded, with all its digits.
-    pub(crate) fn losses(&self, name: &str) -> BTreeMap<u64, f64> {
+    pub fn losses(&self, name: &str) -> BTreeMap<u64, f64> {
         let text = std::fs::read_to_string(self.path(name).join("metrics.jsonl"));
         let text = text.unwrap_or_default();
         text.lines()
@@ -92,13 +130,17 @@ impl Desk {
     }
 
     /// Waits until `name` has recorded step `step`.
-    pub(crate) fn wait_for_step(&self, name: &str, step: u64) {
+    pub fn wait_for_step(&self, name: &str, step: u64) {
         self.wait(&format!("step {step} of {name}"), || {
             self.losses(name).keys().next_back().is_some_and(|last| *last >= step)
         });
     }
 
-    pub(crate) fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
+    /// Waits for `condition`.
+    ///
+    /// # Panics
+    /// If it does not come true in time.
+    pub fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let started = Instant::now();
         while !condition() {
             assert!(started.elapsed() < LIMIT, "{what} did not come");
@@ -106,14 +148,15 @@ impl Desk {
         }
     }
 
-    pub(crate) fn newest(&self, name: &str) -> Reader {
+    /// The newest checkpoint of `name`.
+    pub fn newest(&self, name: &str) -> Reader {
         let run = Run::open_read_only(Arc::new(RealDisk), &self.path(name));
         let id = *run.candidates().expect("lineage").first().expect("a checkpoint");
         Reader::open(Arc::clone(run.disk()), &run.path(id)).expect("a good checkpoint")
     }
 
     /// Every tensor of the newest checkpoint of both runs has the same bits.
-    pub(crate) fn assert_same_state(&self, a: &str, b: &str) {
+    pub fn assert_same_state(&self, a: &str, b: &str) {
         let (a, b) = (self.newest(a), self.newest(b));
         assert_eq!(a.manifest().id.step, b.manifest().id.step);
         assert_eq!(a.manifest().state, b.manifest().state);
@@ -131,13 +174,28 @@ impl Desk {
     }
 }
 
-pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
+fn path_of(recipe: &str) -> String {
+    repository(&format!("recipes/{recipe}.toml")).display().to_string()
+}
+
+fn arguments(command: &[&str], sets: &[&str], more: &[&str]) -> Vec<String> {
+    let mut out: Vec<String> = command.iter().chain(more).map(|s| (*s).to_string()).collect();
+    // One thread: what is tested here must not depend on how many cores the machine has.
+    let common = ["parallel.threads_per_rank=1", "output.tensorboard=false"];
+    for set in common.iter().chain(sets) {
+        out.extend(["--set".to_string(), (*set).to_string()]);
+    }
+    out
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("the process lives");
 }
 
 /// Rank programs that process `parent` has started.
-pub(crate) fn rank_pids(parent: u32) -> Vec<u32> {
+pub fn rank_pids(parent: u32) -> Vec<u32> {
     let parent = format!("PPid:\t{parent}\n");
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("procfs").flatten() {

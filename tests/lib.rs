@@ -1,5 +1,8 @@
 //! Helpers shared by the test suites: where the built programs are, and text that is compared with a committed file.
 
+pub mod fake_checkpoint;
+pub mod steady;
+
 use std::path::{Path, PathBuf};
 
 pub mod desk;

@@ -118,7 +118,7 @@ impl Run {
     }
 
     /// The newest claimed attempt, 0 if there is none.
-    pub(crate) fn newest_claim(&self) -> Result<Attempt> {
+    pub fn newest_claim(&self) -> Result<Attempt> {
         let dir = self.dir().join(ATTEMPTS);
         let names = self.disk().list(&dir).map_err(|e| Error::io("reading", &dir, e))?;
         let newest = names.iter().filter_map(|name| name.parse().ok()).max();

@@ -10,14 +10,25 @@ use std::sync::LazyLock;
 
 mod bench;
 mod checkpoint;
+mod cluster;
+mod completions;
+mod daemon;
 mod export;
 mod import;
+mod jobs;
+mod nodes;
 mod passthrough;
 mod plan;
 mod ranks;
 mod resume;
+mod run;
+mod scheduler;
+mod shim;
+mod submit;
+mod submit_job;
 mod suspend;
 mod train;
+mod up;
 
 /// Trains mixture-of-experts language models.
 #[derive(Debug, Parser)]
@@ -33,10 +44,40 @@ enum Command {
     Plan(plan::Args),
     /// Train a recipe on this machine
     Train(train::Args),
-    /// Continue a run from its last checkpoint
+    /// Train a recipe on a cluster that is made for it on this machine
+    Run(run::Args),
+    /// Start a scheduler and workers on this machine
+    Up(up::Args),
+    /// Hand a recipe to a cluster
+    Submit(submit::Args),
+    /// Hand an existing run to a cluster
+    Adopt(submit::AdoptArgs),
+    /// List jobs
+    List(jobs::ListArgs),
+    /// Show one job: why it stands where it stands, and what its ranks are at
+    Show(jobs::JobArgs),
+    /// Print the output of a rank
+    Logs(jobs::LogsArgs),
+    /// Watch nodes and jobs
+    Top(jobs::TopArgs),
+    /// Checkpoint and end a job for good
+    Stop(jobs::JobArgs),
+    /// Continue a run from its last checkpoint, or let a suspended job go on
     Resume(resume::Args),
-    /// Ask a run to checkpoint and stay stopped until resumed
+    /// Ask a run or a job to checkpoint and stay stopped until resumed
     Suspend(suspend::Args),
+    /// List the nodes of a cluster
+    Nodes(nodes::NodesArgs),
+    /// Give a node nothing new, or put it back in service
+    Drain(nodes::DrainArgs),
+    /// Show what was decided and why
+    Events(nodes::EventsArgs),
+    /// Run the scheduler of a cluster
+    Scheduler(scheduler::Args),
+    /// Make this machine a node of a cluster
+    Worker(daemon::WorkerArgs),
+    #[command(hide = true)]
+    Shim(shim::Args),
     /// Show what every rank of a run is at
     Ranks(ranks::Args),
     /// List, check, compare and remove checkpoints
@@ -55,6 +96,10 @@ enum Command {
     Bench(bench::Command),
     /// Check what this machine computes, and how fast
     Validate(passthrough::Args),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    Man(completions::ManArgs),
 }
 
 /// A recipe as a person names it.
@@ -104,6 +149,10 @@ pub(crate) struct Environment {
     pub(crate) cache_dir: PathBuf,
     /// Folder in which the program was started.
     pub(crate) current_dir: PathBuf,
+    /// `LAMPYRIS_SCHEDULER`.
+    pub(crate) scheduler: Option<String>,
+    /// `USER`.
+    pub(crate) user: String,
 }
 
 impl Environment {
@@ -114,7 +163,14 @@ impl Environment {
             rank_program: path(rank_program::VARIABLE),
             cache_dir: path("LAMPYRIS_CACHE").unwrap_or_else(|| home().join(".cache/lampyris")),
             current_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")),
+            scheduler: std::env::var("LAMPYRIS_SCHEDULER").ok(),
+            user: std::env::var("USER").unwrap_or_else(|_| "nobody".into()),
         }
+    }
+
+    /// Where `lampyris up` keeps its state.
+    pub(crate) fn cluster_dir(&self) -> PathBuf {
+        self.cache_dir.join("cluster")
     }
 }
 
@@ -125,7 +181,22 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Plan(args) => plan::run(&args, environment),
         Command::Train(args) => train::run(&args, environment),
         Command::Resume(args) => resume::run(&args, environment),
-        Command::Suspend(args) => suspend::run(&args),
+        Command::Run(args) => run::run(&args, environment),
+        Command::Up(args) => up::run(&args, environment),
+        Command::Submit(args) => submit::run(&args, environment),
+        Command::Adopt(args) => submit::adopt(&args, environment),
+        Command::List(args) => jobs::list(&args, environment),
+        Command::Show(args) => jobs::show(&args, environment),
+        Command::Logs(args) => jobs::logs(&args, environment),
+        Command::Top(args) => jobs::top(&args, environment),
+        Command::Stop(args) => jobs::stop(&args, environment),
+        Command::Suspend(args) => suspend::run(&args, environment),
+        Command::Nodes(args) => nodes::nodes(&args, environment),
+        Command::Drain(args) => nodes::drain(&args, environment),
+        Command::Events(args) => nodes::events(&args, environment),
+        Command::Scheduler(args) => scheduler::run(&args, environment),
+        Command::Worker(args) => daemon::worker(&args, environment),
+        Command::Shim(args) => shim::run(&args),
         Command::Ranks(args) => ranks::run(&args),
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Export(args) => export::run(&args),
@@ -134,6 +205,8 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Parity(args) => passthrough::run("parity", args, rank()),
         Command::Bench(command) => bench::run(command, environment),
         Command::Validate(args) => passthrough::run("validate", args, rank()),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     }
 }
 

@@ -53,6 +53,31 @@ pub(crate) enum CliError {
     Rank { failure: Box<Failure>, exit_code: u8 },
     #[error("{} is not a run directory: {what}", .path.display())]
     NotARun { path: PathBuf, what: String },
+    #[error("{0}")]
+    Client(#[from] lampyris_worker::client::ClientError),
+    #[error("{0}")]
+    Worker(#[from] lampyris_worker::daemon::WorkerError),
+    #[error("the scheduler at {address} does not answer: {what}")]
+    SchedulerLost { address: String, what: String },
+    /// The scheduler has said no, in its words.
+    #[error("{what}")]
+    Refused { what: String },
+    #[error("job {job} has failed: {what}")]
+    JobFailed { job: u64, what: String },
+    #[error("{0}")]
+    Scheduler(#[from] lampyris_scheduler::Error),
+    #[error("{} is no policy: {what}", .path.display())]
+    Policy { path: PathBuf, what: String },
+    #[error("{address:?} is neither unix:/PATH nor IP:PORT")]
+    Listen { address: String },
+    #[error("a daemon of this process has ended: {what}")]
+    Daemon { what: String },
+    #[error("{word:?} is no priority")]
+    Priority { word: String },
+    #[error("{} is run by no scheduler", .path.display())]
+    NotInBackground { path: PathBuf },
+    #[error("cannot start a runtime: {source}")]
+    Runtime { source: io::Error },
     #[error("{} exists already", .path.display())]
     RunExists { path: PathBuf },
     #[error("{} is running on this machine", .path.display())]
@@ -103,6 +128,23 @@ impl CliError {
                 "name a folder that `lampyris train` made, e.g. runs/quickstart-20261123-190000"
                     .into()
             }
+            CliError::Client(lampyris_worker::client::ClientError::Connect { .. }) => {
+                "`lampyris up` starts one on this machine; --scheduler or LAMPYRIS_SCHEDULER names another"
+                    .into()
+            }
+            CliError::SchedulerLost { .. } => {
+                "jobs go on without it; try again when it is back".into()
+            }
+            CliError::JobFailed { job, .. } => {
+                format!("`lampyris show {job}` and `lampyris logs {job}` say more")
+            }
+            CliError::Priority { .. } => {
+                "low, below_normal, normal, above_normal, high, very_high or extreme_high".into()
+            }
+            CliError::NotInBackground { path } => format!(
+                "`lampyris resume {0}` continues it here, `lampyris adopt {0}` gives it to the scheduler",
+                path.display()
+            ),
             CliError::RunExists { path } => format!(
                 "`lampyris resume {}` continues it; --run-dir names another place",
                 path.display()

@@ -81,6 +81,11 @@ impl Layout {
 }
 
 impl LaunchArgs {
+    /// For a job that others start.
+    pub(crate) fn new(nodes: Option<usize>, ranks_per_node: Option<usize>) -> LaunchArgs {
+        LaunchArgs { nodes, ranks_per_node, ..LaunchArgs::default() }
+    }
+
     /// The number of data-parallel ranks that the command line asks for, if it does.
     pub(crate) fn ranks(&self) -> Option<usize> {
         self.ranks_per_node.map(|ranks| ranks * self.nodes.unwrap_or(1))

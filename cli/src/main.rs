@@ -3,6 +3,7 @@
 //!
 //! One file per sub-command in [`commands`]; everything a person sees goes through [`screen`].
 
+mod backend;
 mod commands;
 mod compressors;
 mod error;

@@ -1,11 +1,15 @@
 //! Everything a person sees: results on stdout, progress and errors on stderr. Nothing depends on colour.
 
+mod attached;
 pub(crate) mod checkpoints;
 mod data_progress;
+pub(crate) mod jobs;
 mod ranks;
 mod report;
+mod table;
 mod training;
 
+pub(crate) use attached::AttachedView;
 pub(crate) use data_progress::DataProgress;
 pub(crate) use ranks::ranks;
 pub(crate) use report::report;
@@ -22,6 +26,29 @@ pub(crate) fn say(text: impl fmt::Display) {
     writeln!(std::io::stdout(), "{text}").ok();
 }
 
+/// A result as one line of JSON.
+pub(crate) fn json(value: &impl serde::Serialize) {
+    say(serde_json::to_string(value).expect("plain data becomes JSON"));
+}
+
+/// What was done about a job, in words or as JSON.
+pub(crate) fn done(as_json: bool, job: &str, said: &str) {
+    match as_json {
+        true => json(&serde_json::json!({ "job": job, "said": said })),
+        false => say(said),
+    }
+}
+
+/// Columns of the terminal, or of COLUMNS; unlimited where neither is known.
+pub(crate) fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let terminal = || {
+        let (_, columns) = std::io::stdout().is_terminal().then(console_size)??;
+        Some(usize::from(columns))
+    };
+    columns.or_else(terminal).unwrap_or(usize::MAX)
+}
+
 /// A result that is shown again and again: on a terminal in place of what is there.
 pub(crate) fn again(text: impl fmt::Display) {
     if std::io::stdout().is_terminal() {
@@ -29,6 +56,12 @@ pub(crate) fn again(text: impl fmt::Display) {
         write!(std::io::stdout(), "\x1b[H\x1b[J").ok();
     }
     say(text);
+}
+
+/// Rows and columns of the terminal.
+fn console_size() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
 /// Something on the way: one line on stderr.

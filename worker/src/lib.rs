@@ -1,3 +1,12 @@
-//! What runs on a node: the [`shim`], one per job and node, that starts, watches and stops the rank processes.
+//! What runs on a node: the [`daemon`] that takes orders from a scheduler, and under it, one per job, the [`shim`] that
+//! starts, watches and stops the rank processes, in a process of its own ([`host`]) that outlives the daemon.
 
+mod board;
+pub mod client;
+pub mod daemon;
+pub mod fail_point;
+pub mod host;
+pub mod launch;
+mod meeting;
+mod processes;
 pub mod shim;

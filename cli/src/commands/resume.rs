@@ -1,8 +1,11 @@
 //! `lampyris resume RUN`: a new attempt that continues from the newest good checkpoint of the run's lineage. With
 //! `--recipe` it continues under another recipe; values that may change its numbers must be named.
 
+use super::cluster::ClusterArgs;
+use super::jobs::is_submitted;
 use super::train::join;
 use super::{Environment, RecipeArgs};
+use crate::backend::{Backend, JobName};
 use crate::error::CliError;
 use crate::launch::{Announced, LaunchArgs};
 use crate::prepare::{prepare, reopen};
@@ -19,7 +22,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run directory
+    /// Run directory, or number of a job
     run: PathBuf,
     /// Continue under this recipe instead of the run's own
     #[arg(long)]
@@ -32,9 +35,15 @@ pub(crate) struct Args {
     allow_change: Vec<String>,
     #[command(flatten)]
     launch: LaunchArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
+    if let Some(said) = args.resume_job(environment)? {
+        screen::say(said);
+        return Ok(0);
+    }
     let place = args.launch.place()?;
     if let Some(place) = place.as_ref().filter(|place| place.node > 0) {
         return join(&args.run, &args.launch, place, environment);
@@ -69,6 +78,21 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
 }
 
 impl Args {
+    /// Lets a job of the scheduler go on, if `run` is one; what was said of it.
+    fn resume_job(&self, environment: &Environment) -> Result<Option<String>, CliError> {
+        let job = self.run.to_string_lossy();
+        let is_number = matches!(JobName::parse(&job), JobName::Number(_));
+        if self.recipe.is_some() || !(is_number || is_submitted(&self.run)) {
+            return Ok(None);
+        }
+        let scheduler = self.cluster.connect(environment)?;
+        // A run whose job has ended is a person's again.
+        if !is_number && scheduler.show(&job)?.row.phase.is_final() {
+            return Ok(None);
+        }
+        scheduler.resume(&job).map(Some)
+    }
+
     fn plan(&self, before: &TrainPlan, environment: &Environment) -> Result<TrainPlan, CliError> {
         let ranks = self.launch.ranks();
         if let Some(recipe) = &self.recipe {

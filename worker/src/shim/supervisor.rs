@@ -170,8 +170,9 @@ impl Supervisor {
             Some((index, self.killed_for.clone()?))
         };
         match &self.killed_for {
-            // A kill on our account wins over what it caused, unless a rank had failed before.
-            Some(_) if self.failing_since.is_none() => by_us(),
+            // A kill on our account wins over what it caused, unless a rank had failed before. A rank that ended by itself
+            // in the same moment, at a deadline that it holds too, is the cause where none was left to kill.
+            Some(_) if self.failing_since.is_none() => by_us().or(own),
             _ => own.or_else(by_us),
         }
     }

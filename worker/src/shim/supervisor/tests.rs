@@ -166,6 +166,15 @@ fn the_deadline_is_told_kills_and_asks_to_try_again() {
 }
 
 #[test]
+fn a_rank_that_ends_itself_at_the_deadline_is_to_be_tried_again() {
+    let mut shim = ready(1);
+    shim.step(ms(0), Input::Deadline(ms(10)));
+    assert_eq!(kills(&shim.step(ms(10), Input::Tick)), [0]);
+    exit(&mut shim, 11, 0, Exit::Code(75));
+    assert_eq!(shim.outcome().unwrap().exit_code(), 75);
+}
+
+#[test]
 fn a_commit_that_wins_the_race_against_the_deadline_counts() {
     let mut shim = ready(1);
     shim.step(ms(0), Input::Interrupt);

@@ -1,0 +1,197 @@
+//! Runs of `lampyris train` on this machine: a run directory is all there is to ask.
+
+use super::{Backend, JobDetails, JobRow, LogSink, LogsWanted, Phase, RankRow, Wanted};
+use crate::error::CliError;
+use crate::run_dir::RunDir;
+use lampyris_worker::shim::control;
+use lampyris_worker::shim::status::{self, ALIVE_PERIOD, State, Status};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// A run whose status is older than this is no longer run by anyone: three writes are missing.
+const SILENT_MS: u64 = 3 * ALIVE_PERIOD.as_millis() as u64;
+
+/// Between two looks at a log that is followed.
+const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
+
+/// Bytes of one piece of a log.
+const PIECE_BYTES: u64 = 64 << 10;
+
+/// The run directories of a folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    /// Where `list` looks.
+    pub(crate) runs_dir: PathBuf,
+}
+
+impl Backend for Local {
+    fn list(&self, wanted: &Wanted) -> Result<Vec<JobRow>, CliError> {
+        let entries = match fs::read_dir(&self.runs_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(CliError::read(&self.runs_dir, error)),
+        };
+        let mut runs: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.join("plan.toml").exists())
+            .collect();
+        runs.sort_by_key(|path| {
+            fs::metadata(path.join("plan.toml")).and_then(|m| m.modified()).ok()
+        });
+        let mut rows = Vec::new();
+        for path in runs.iter().rev() {
+            let row = details(&RunDir::open(path)?)?.row;
+            if rows.len() < wanted.limit && (wanted.all || !row.phase.is_final()) {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn show(&self, job: &str) -> Result<JobDetails, CliError> {
+        details(&RunDir::open(Path::new(job))?)
+    }
+
+    fn logs(&self, job: &str, wanted: &LogsWanted, out: LogSink<'_>) -> Result<(), CliError> {
+        let run = RunDir::open(Path::new(job))?;
+        let newest = read_status(&run)?.first().map_or(1, |status| status.attempt);
+        let attempt = wanted.attempt.unwrap_or(newest);
+        let name = format!("logs/rank-{}.attempt-{attempt}.log", wanted.rank);
+        read_log(&run.path().join(name), wanted, out, &|| {
+            Ok(read_status(&run)?.iter().all(|status| status.attempt != attempt || is_over(status)))
+        })
+    }
+
+    fn stop(&self, job: &str) -> Result<String, CliError> {
+        self.suspend(job, "asked with `lampyris stop`")
+    }
+
+    fn suspend(&self, job: &str, reason: &str) -> Result<String, CliError> {
+        let run = RunDir::open(Path::new(job))?;
+        control::request_suspend(run.path(), reason)
+            .map_err(|source| CliError::write(&control::suspend_path(run.path()), source))?;
+        Ok(format!(
+            "{0} will checkpoint at its next step boundary and stay stopped; `lampyris resume {0}` continues it",
+            run.path().display()
+        ))
+    }
+
+    fn resume(&self, job: &str) -> Result<String, CliError> {
+        Err(CliError::NotInBackground { path: job.into() })
+    }
+}
+
+/// Reads a log from `wanted.offset`, and on while `ended` says no.
+pub(crate) fn read_log(
+    path: &Path,
+    wanted: &LogsWanted,
+    out: LogSink<'_>,
+    ended: &dyn Fn() -> Result<bool, CliError>,
+) -> Result<(), CliError> {
+    let failed = |error| CliError::read(path, error);
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let begin = match u64::try_from(wanted.offset) {
+        Ok(offset) => offset.min(length),
+        Err(_) => length.saturating_sub(wanted.offset.unsigned_abs()),
+    };
+    file.seek(SeekFrom::Start(begin)).map_err(failed)?;
+    loop {
+        // Asked before reading: what was written before the end is then read.
+        let last = !wanted.follow || ended()?;
+        loop {
+            let mut piece = Vec::new();
+            (&file).take(PIECE_BYTES).read_to_end(&mut piece).map_err(failed)?;
+            if piece.is_empty() {
+                break;
+            }
+            if !out(&piece) {
+                return Ok(());
+            }
+        }
+        if last {
+            return Ok(());
+        }
+        thread::sleep(FOLLOW_PERIOD);
+    }
+}
+
+fn read_status(run: &RunDir) -> Result<Vec<Status>, CliError> {
+    status::read(run.path())
+        .map_err(|source| CliError::read(&status::status_path(run.path(), 0), source))
+}
+
+fn is_over(status: &Status) -> bool {
+    status.ended() || status::unix_ms().saturating_sub(status.written_ms) > SILENT_MS
+}
+
+fn details(run: &RunDir) -> Result<JobDetails, CliError> {
+    let nodes = read_status(run)?;
+    let name = run.plan()?.name;
+    let (phase, reason) = standing(&nodes);
+    let ranks = nodes.iter().flat_map(|node| node.ranks.iter().map(move |rank| (node, rank)));
+    let now = status::unix_ms();
+    let ranks: Vec<RankRow> = ranks
+        .map(|(node, rank)| RankRow {
+            rank: rank.rank,
+            node: node.host.clone(),
+            step: rank.step,
+            operation: rank.operation.clone(),
+            since_ms: now.saturating_sub(rank.since_ms),
+        })
+        .collect();
+    let total = nodes.iter().flat_map(|node| &node.ranks).map(|rank| rank.total_steps).max();
+    let candidates = run.checkpoints_read_only().candidates()?;
+    let row = JobRow {
+        id: run.path().display().to_string(),
+        name,
+        user: String::new(),
+        phase,
+        reason,
+        priority: String::new(),
+        nodes: nodes.first().map_or(1, |node| node.nodes),
+        attempt: nodes.first().map_or(0, |node| node.attempt),
+        step: ranks.iter().map(|rank| rank.step).min().unwrap_or(0),
+        total_steps: total.unwrap_or(0),
+        loss: None,
+        tokens_per_s: None,
+        step_s: None,
+        run_dir: run.path().to_path_buf(),
+    };
+    Ok(JobDetails {
+        row,
+        node_names: nodes.iter().map(|node| node.host.clone()).collect(),
+        saved_step: candidates.first().map_or(0, |id| id.step.0),
+        failure: nodes
+            .iter()
+            .map(|node| node.reason.as_str())
+            .find(|r| !r.is_empty())
+            .unwrap_or("")
+            .into(),
+        ranks: if phase.is_final() { Vec::new() } else { ranks },
+    })
+}
+
+/// What the shims have written, in one word and one line.
+fn standing(nodes: &[Status]) -> (Phase, String) {
+    let Some(first) = nodes.first() else { return (Phase::Queued, "never started".into()) };
+    if let Some(failed) = nodes.iter().find(|node| node.state == State::Failed) {
+        return (Phase::Failed, failed.reason.clone());
+    }
+    if let Some(silent) = nodes.iter().find(|node| !node.ended() && is_over(node)) {
+        return (Phase::Unknown, format!("nothing heard from its shim on {}", silent.host));
+    }
+    match first.state {
+        State::Running => (Phase::Running, "runs on this machine or by hand".into()),
+        State::Suspending => (Phase::Suspending, "asked to checkpoint and stop".into()),
+        State::Finished => (Phase::Succeeded, "finished".into()),
+        State::Suspended => {
+            (Phase::Suspended, "checkpointed; `lampyris resume` continues it".into())
+        }
+        State::Failed => (Phase::Failed, first.reason.clone()),
+    }
+}

@@ -1,0 +1,156 @@
+//! `lampyris worker`, and what all daemons share: logging, runtime, signals.
+
+use super::Environment;
+use super::cluster::ClusterArgs;
+use crate::error::CliError;
+use crate::rank_program;
+use lampyris_proto::v1::Capacity;
+use lampyris_worker::client::Target;
+use lampyris_worker::daemon::{Handle, Options};
+use lampyris_worker::shim::status::host_name;
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How often a shim is asked how far its ranks are.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+/// What a worker offers and where it works.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// Name of the node, unique in the cluster [default: the host name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Group to which jobs are submitted
+    #[arg(long, default_value = "default")]
+    group: String,
+    /// Devices: GPUs, or CPU slots
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    devices: u32,
+    /// Let jobs take single devices
+    #[arg(long)]
+    shared: bool,
+    /// Zone: nodes with full bandwidth between them
+    #[arg(long, default_value = "")]
+    zone: String,
+    /// Switch inside the zone
+    #[arg(long, default_value = "")]
+    switch: String,
+    /// Address of this node that the others reach
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Folder that survives the daemon [default: in $LAMPYRIS_CACHE]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Size of a rank's log on disk beyond which its older half is given back
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    log_mib: u64,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+impl WorkerArgs {
+    fn options(&self, environment: &Environment) -> Result<Options, CliError> {
+        let node = self.name.clone().unwrap_or_else(host_name);
+        let default = || environment.cluster_dir().join(format!("worker-{node}"));
+        let capacity = Capacity {
+            group: self.group.clone(),
+            devices: self.devices,
+            shared: self.shared,
+            zone: self.zone.clone(),
+            switch: self.switch.clone(),
+        };
+        Ok(Options {
+            scheduler: self.cluster.target(environment),
+            state_dir: self.state_dir.clone().unwrap_or_else(default),
+            host: self.host,
+            log_bytes: self.log_mib << 20,
+            ..options(node, capacity, environment)?
+        })
+    }
+}
+
+/// A worker of this machine, still without a scheduler and a folder.
+pub(crate) fn options(
+    node: String,
+    capacity: Capacity,
+    environment: &Environment,
+) -> Result<Options, CliError> {
+    let own = std::env::current_exe().map_err(|source| CliError::OwnPath { source })?;
+    Ok(Options {
+        node,
+        scheduler: Target::default(),
+        state_dir: PathBuf::new(),
+        capacity,
+        shim_command: vec![own.into(), "shim".into()],
+        rank_program: rank_program::find(environment.rank_program.clone())?,
+        host: Ipv4Addr::LOCALHOST.into(),
+        log_bytes: 64 << 20,
+        progress_period: PROGRESS_PERIOD,
+    })
+}
+
+/// `lampyris worker`.
+pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8, CliError> {
+    log_to_stderr();
+    let options = args.options(environment)?;
+    runtime()?.block_on(async {
+        let (service, handle) = options.build()?;
+        tokio::spawn(async move {
+            stop_signal().await;
+            handle.stop();
+        });
+        service.run().await?;
+        Ok(0)
+    })
+}
+
+/// Starts a worker in this process; it ends when its handle is stopped.
+pub(crate) fn spawn_worker(
+    options: Options,
+) -> Result<(Handle, tokio::task::JoinHandle<Result<(), CliError>>), CliError> {
+    let (service, handle) = options.build()?;
+    let running = tokio::spawn(async move { Ok(service.run().await?) });
+    Ok((handle, running))
+}
+
+/// A runtime for a daemon.
+pub(crate) fn runtime() -> Result<Runtime, CliError> {
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    built.map_err(|source| CliError::Runtime { source })
+}
+
+/// What a daemon says goes to stderr; LAMPYRIS_LOG chooses how much (`info`, `debug`, `lampyris_worker=debug`).
+pub(crate) fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("LAMPYRIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    // A second call changes nothing.
+    subscriber.with_writer(std::io::stderr).try_init().ok();
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(crate) async fn stop_signal() {
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot take signals");
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => {}
+        () = wait(SignalKind::terminate()) => {}
+    }
+}
+
+/// Makes a folder for a daemon's state.
+pub(crate) fn make_dir(path: &Path) -> Result<(), CliError> {
+    std::fs::create_dir_all(path).map_err(|source| CliError::write(path, source))
+}

@@ -1,0 +1,87 @@
+//! A view of one job of the scheduler while a person waits for it: a bar on a terminal, else lines.
+
+use super::note;
+use super::training::duration_text;
+use crate::backend::Phase;
+use crate::backend::scheduler::phase;
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lampyris_proto::v1;
+use std::time::{Duration, Instant};
+
+/// Between plain lines of steps.
+const LINE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Shows a job as it changes.
+pub(crate) struct AttachedView {
+    bar: ProgressBar,
+    terminal: bool,
+    said: String,
+    step: u64,
+    evaluated: Option<f64>,
+    last_line: Option<Instant>,
+}
+
+impl AttachedView {
+    /// A bar if stderr is a `terminal`, else lines.
+    pub(crate) fn new(terminal: bool) -> AttachedView {
+        let target =
+            if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{bar:14} {pos}/{len}  {wide_msg}");
+        let bar = ProgressBar::with_draw_target(None, target)
+            .with_style(style.expect("the template is fixed"));
+        let (said, step, evaluated, last_line) = (String::new(), 0, None, None);
+        AttachedView { bar, terminal, said, step, evaluated, last_line }
+    }
+
+    /// Shows the job as it is now.
+    pub(crate) fn show(&mut self, job: &v1::Job, now: Instant) {
+        let state = phase(job.state());
+        let reason = job.reason.clone().unwrap_or_default().text;
+        let standing = format!("job {} is {}: {reason}", job.id, state.as_str());
+        if standing != self.said {
+            self.line(&standing);
+            self.said = standing;
+        }
+        if state == Phase::Running
+            && let Some(progress) = &job.progress
+        {
+            self.progress(progress, now);
+        }
+        if state.is_final() {
+            self.bar.finish_and_clear();
+        }
+    }
+
+    fn progress(&mut self, progress: &v1::Progress, now: Instant) {
+        let Some(figures) = progress.figures else {
+            let doing = progress.ranks.first().map(|rank| rank.operation.clone());
+            return self.bar.set_message(doing.unwrap_or_default());
+        };
+        self.bar.set_length(progress.total_steps);
+        self.bar.set_position(progress.step);
+        let left = progress.total_steps.saturating_sub(progress.step) as f64 * figures.step_s;
+        let text = format!(
+            "loss {:.4}  {} tokens/s  eta {}",
+            figures.loss,
+            HumanCount(figures.tokens_per_s as u64),
+            duration_text(left),
+        );
+        if figures.bits_per_byte != self.evaluated
+            && let Some(bits) = figures.bits_per_byte
+        {
+            self.line(&format!("step {}: validation {bits:.4} bits per byte", progress.step));
+            self.evaluated = Some(bits);
+        }
+        let due = self.last_line.is_none_or(|last| now - last >= LINE_PERIOD);
+        if !self.terminal && progress.step != self.step && due {
+            note(format_args!("step {}/{}  {text}", progress.step, progress.total_steps));
+            self.last_line = Some(now);
+        }
+        self.step = progress.step;
+        self.bar.set_message(text);
+    }
+
+    fn line(&self, text: &str) {
+        if self.terminal { self.bar.println(text) } else { note(text) }
+    }
+}

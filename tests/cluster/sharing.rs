@@ -1,0 +1,106 @@
+//! Sharing a cluster: priorities, suspends, what a person sees of it.
+
+use crate::desk::Desk;
+use crate::history::check;
+use lampyris_tests::steady::read;
+use rustix::process::Signal;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+#[test]
+fn low_is_suspended_high_runs_and_low_ends_as_if_undisturbed() {
+    let desk = Desk::up("20 10", 3);
+    // One node of three is left for all three jobs.
+    desk.run(&["drain", "n1"]);
+    desk.run(&["drain", "n2"]);
+    let low = desk.submit("low", 150, &["--priority", "low"]);
+    desk.wait_step(&low, 20);
+    let high = desk.submit("high", 20, &["--priority", "high"]);
+    let normal = desk.submit("normal", 20, &["--priority", "normal"]);
+    desk.wait_phase(&high, "succeeded");
+    let at_high = desk.phase(&low);
+    assert!(
+        matches!(at_high.as_deref(), Some("suspended" | "starting" | "running")),
+        "{at_high:?}"
+    );
+    for job in [&normal, &low] {
+        desk.wait_phase(job, "succeeded");
+    }
+    check(&desk, "high", 20);
+    check(&desk, "normal", 20);
+    let low = check(&desk, "low", 150);
+    assert!(low.iter().any(|line| line.what == "suspend"), "{low:?}");
+    let first = |name| read(&desk.path(name))[0].clone();
+    assert_eq!(first("high").attempt, 1, "high was never disturbed");
+}
+
+#[test]
+fn a_person_suspends_resumes_watches_and_stops() {
+    let desk = Desk::up("20 10", 1);
+    let job = desk.submit("one", 400, &[]);
+    desk.wait_step(&job, 5);
+    let shown = desk.run(&["show", &job]);
+    for part in ["running", "node", "n0", "steady", "one"] {
+        assert!(part == "steady" || shown.contains(part), "{part} in\n{shown}");
+    }
+    assert!(desk.run(&["list"]).contains("running"));
+    assert!(desk.run(&["nodes"]).contains("online"));
+    assert!(desk.run(&["top", "--once"]).contains("n0"));
+    assert!(desk.run(&["events"]).contains("placed on 1 nodes"));
+    let log = desk.run(&["logs", &job]);
+    assert!(log.contains("attempt 1 begins after step 0"), "{log}");
+    desk.run(&["suspend", &job]);
+    desk.wait_phase(&job, "suspended");
+    desk.run(&["resume", &job]);
+    desk.wait_phase(&job, "running");
+    // By its run directory, as for a run of `train`.
+    desk.run(&["suspend", "one"]);
+    desk.wait_phase(&job, "suspended");
+    desk.run(&["resume", "one"]);
+    desk.wait_phase(&job, "running");
+    desk.run(&["stop", &job]);
+    desk.wait_phase(&job, "cancelled");
+    let drained = desk.run(&["drain", "n0"]);
+    assert!(drained.contains("draining"), "{drained}");
+    assert!(!desk.run(&["drain", "n0", "--undo"]).contains("draining"));
+}
+
+#[test]
+fn up_is_a_whole_cluster_that_stops_cleanly_and_goes_on_later() {
+    let desk = Desk::new("20 10");
+    let start = || {
+        let mut command = desk.command(&["up", "--nodes", "3", "--policy", "policy.toml"]);
+        let log = std::fs::File::create(desk.path("up.log")).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(line.contains("a cluster of 3 nodes"), "{line}\n{}", desk.logs());
+        (child, out)
+    };
+    let (mut up, out) = start();
+    desk.wait_for("nodes", |desk| Some(desk.json(&["nodes", "--json"])?.as_array()?.len() == 3));
+    let job = desk.submit("one", 200, &[]);
+    desk.wait_step(&job, 5);
+    crate::desk::signal(up.id(), Signal::INT);
+    assert_eq!(up.wait().unwrap().code(), Some(0), "{}", desk.logs());
+    drop(out);
+    let lines = read(&desk.path("one"));
+    assert_eq!(lines.last().unwrap().what, "suspend", "{lines:?}");
+    assert!(desk.processes("--socket-fd").is_empty());
+    let (mut up, _out) = start();
+    desk.wait_phase(&job, "succeeded");
+    check(&desk, "one", 200);
+    crate::desk::signal(up.id(), Signal::INT);
+    assert_eq!(up.wait().unwrap().code(), Some(0), "{}", desk.logs());
+}
+
+#[test]
+fn run_is_a_cluster_for_one_job() {
+    let desk = Desk::new("5 10");
+    let recipe = lampyris_tests::repository("recipes/debug_llama.toml").display().to_string();
+    let tokens = "schedule.total_tokens=10240";
+    let said = desk.run(&["run", &recipe, "--run-dir", "one", "--set", tokens]);
+    assert!(said.contains("finished"), "{said}");
+    check(&desk, "one", 20);
+}

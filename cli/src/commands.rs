@@ -27,6 +27,7 @@ mod shim;
 mod submit;
 mod submit_job;
 mod suspend;
+mod trace;
 mod train;
 mod up;
 
@@ -80,6 +81,9 @@ enum Command {
     Shim(shim::Args),
     /// Show what every rank of a run is at
     Ranks(ranks::Args),
+    /// Look at the traces of a run
+    #[command(subcommand)]
+    Trace(trace::Command),
     /// List, check, compare and remove checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
@@ -96,6 +100,8 @@ enum Command {
     Bench(bench::Command),
     /// Check what this machine computes, and how fast
     Validate(passthrough::Args),
+    /// Check that a recipe's layout over ranks computes what one rank computes
+    Verify(passthrough::Args),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Write manual pages
@@ -198,6 +204,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Worker(args) => daemon::worker(&args, environment),
         Command::Shim(args) => shim::run(&args),
         Command::Ranks(args) => ranks::run(&args),
+        Command::Trace(command) => trace::run(command),
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args, environment),
@@ -205,6 +212,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Parity(args) => passthrough::run("parity", args, rank()),
         Command::Bench(command) => bench::run(command, environment),
         Command::Validate(args) => passthrough::run("validate", args, rank()),
+        Command::Verify(args) => passthrough::run("verify", args, rank()),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => completions::man(&args),
     }

@@ -45,6 +45,9 @@ pub(crate) struct LaunchArgs {
     /// 32 random bytes, the same on all hosts, in a file that only its owner can read
     #[arg(long, value_name = "FILE", requires = "rendezvous")]
     secret_file: Option<PathBuf>,
+    /// Write a trace of every rank to traces/ in the run directory; ui.perfetto.dev opens it
+    #[arg(long)]
+    pub(crate) trace: bool,
 }
 
 /// Nodes of a job and ranks on each.

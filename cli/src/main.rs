@@ -14,6 +14,7 @@ mod run_dir;
 mod screen;
 mod selected;
 mod started_run;
+mod trace_summary;
 
 use clap::Parser;
 use std::process::ExitCode;

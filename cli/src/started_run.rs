@@ -33,6 +33,8 @@ pub(crate) struct Start<'a> {
     pub(crate) layout: Layout,
     /// None where all ranks run on this machine.
     pub(crate) place: Option<Place>,
+    /// Ranks write traces.
+    pub(crate) trace: bool,
 }
 
 /// A run that is ready to start.
@@ -102,20 +104,21 @@ impl StartedRun<'_> {
 
     fn shim(&self, rendezvous: Option<Rendezvous>) -> Options {
         let Start { run, dataset, layout, .. } = &self.start;
-        let arguments: [OsString; 5] = [
+        let mut arguments: Vec<OsString> = vec![
             "train".into(),
             "--plan".into(),
             run.plan_path().into(),
             "--dataset".into(),
             dataset.folder().into(),
         ];
+        arguments.extend(self.start.trace.then(|| "--trace".into()));
         let (node, local_ranks) = match &self.start.place {
             None => (0, layout.world()),
             Some(place) => (place.node, layout.ranks_per_node),
         };
         Options {
             program: self.start.rank_program.clone(),
-            arguments: arguments.into(),
+            arguments,
             run_dir: run.path().to_path_buf(),
             attempt: self.attempt,
             first_rank: Rank((node * layout.ranks_per_node) as u64),

@@ -4,6 +4,7 @@ use crate::error::Result;
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Shared between the caller's handle and the engine. Holds the operation's buffer, so that dropping the handle early
 /// frees nothing the engine still writes.
@@ -16,6 +17,7 @@ pub(crate) struct Completion {
 #[derive(Default)]
 struct State {
     result: Option<Result<()>>,
+    ended: Option<Instant>,
     buffer: Option<Box<dyn Any + Send>>,
 }
 
@@ -27,13 +29,16 @@ impl fmt::Debug for Completion {
 
 impl Completion {
     pub(crate) fn keeping(buffer: Box<dyn Any + Send>) -> Arc<Self> {
-        let state = State { result: None, buffer: Some(buffer) };
+        let state = State { buffer: Some(buffer), ..State::default() };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
 
     /// The first result counts.
     pub(crate) fn set(&self, result: Result<()>) {
-        self.lock().result.get_or_insert(result);
+        let mut state = self.lock();
+        state.result.get_or_insert(result);
+        state.ended.get_or_insert_with(Instant::now);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -51,6 +56,12 @@ impl Completion {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// As [`Self::wait`]; when it ended.
+    pub(crate) fn ended(&self) -> Result<Instant> {
+        self.wait()?;
+        Ok(self.lock().ended.expect("set with the result"))
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -78,6 +89,14 @@ impl<B: Any + Send> Pending<B> {
     /// Whether [`Self::wait`] would return at once.
     pub fn is_done(&self) -> bool {
         self.completion.is_done()
+    }
+
+    /// Waits until the operation ends and says when it did, which may be long ago.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn ended(&self) -> Result<Instant> {
+        self.completion.ended()
     }
 
     /// Waits until the operation ends and returns the buffer.

@@ -239,14 +239,20 @@ impl Reduction {
     /// # Errors
     /// Why it failed: a peer is gone, late, or runs something else.
     pub fn wait(self) -> Result<()> {
+        self.wait_for_end().map(drop)
+    }
+
+    /// As [`Self::wait`]; says when this rank's part had ended, which may be long ago.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn wait_for_end(self) -> Result<Instant> {
         let inner = &self.bucket.inner;
-        let streamed = self.work.finish(&self.outcome);
-        let ended = streamed.and_then(|streamed| {
-            if let Some(streamed) = streamed {
-                streamed.wait()?;
-            }
+        let ended = self.work.finish(&self.outcome).and_then(|(ended, streamed)| {
+            let ended = streamed.map_or(Ok(ended), |streamed| streamed.ended())?;
             // Others may still read or write this bucket until their part is done.
-            inner.flags.wait_all(Counter::Done, self.generation, self.until)
+            inner.flags.wait_all(Counter::Done, self.generation, self.until)?;
+            Ok(ended)
         });
         inner.busy.store(false, Ordering::Release);
         ended

@@ -31,10 +31,13 @@ pub(crate) struct Job {
     pub(crate) outcome: Arc<Outcome>,
 }
 
+/// When a job's local part ended, and how; what it returns still runs between the nodes.
+type Ended = (Instant, Result<Option<Arc<Streamed>>>);
+
 /// What became of a job's local part.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    result: Mutex<Option<Result<Option<Arc<Streamed>>>>>,
+    result: Mutex<Option<Ended>>,
     changed: Condvar,
 }
 
@@ -137,7 +140,7 @@ impl Shared {
                 .unwrap_or_else(|_| Err(Error::Invalid("the reducer panicked".into())));
             let result = result.map(|streamed| streamed.map(Arc::new));
             between_nodes.extend(result.iter().flatten().cloned());
-            *lock(&job.outcome.result) = Some(result);
+            *lock(&job.outcome.result) = Some((Instant::now(), result));
             job.outcome.changed.notify_all();
         }
         drop(between_nodes);
@@ -145,11 +148,11 @@ impl Shared {
 }
 
 impl Door {
-    /// Waits for a job's local part, helping.
-    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<Option<Arc<Streamed>>> {
+    /// Waits for a job's local part, helping. Says when it ended.
+    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<(Instant, Option<Arc<Streamed>>)> {
         loop {
-            if let Some(result) = lock(&outcome.result).take() {
-                return result;
+            if let Some((ended, result)) = lock(&outcome.result).take() {
+                return Ok((ended, result?));
             }
             if let Ok(turn) = self.0.turn.try_lock() {
                 self.0.run_next(turn);

@@ -18,6 +18,8 @@ pub mod program;
 pub mod report;
 pub mod segments;
 pub mod shards;
+pub mod timeline;
+pub mod traffic;
 pub mod train_plan;
 pub mod validate;
 

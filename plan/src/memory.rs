@@ -2,8 +2,8 @@
 //!
 //! Weights, gradients and optimizer state follow from the plan exactly, alignment gaps aside. Activations are an
 //! estimate: the elements that a block keeps for its backward pass when attention keeps no score matrix and nothing is
-//! recomputed, of one micro-batch. What libtorch allocates for a moment, the logits of one chunk of the loss among it,
-//! is not counted.
+//! recomputed, of each micro-batch in work. What libtorch allocates for a moment, the logits of one chunk of the loss
+//! among it, is not counted.
 
 use crate::inventory::{Group, Inventory, Storage};
 use crate::model_spec::{Attention, ModelSpec};
@@ -21,7 +21,7 @@ pub struct RankMemory {
     pub gradients: u64,
     /// First and second moment, fp32 (of this rank's shard with ZeRO-1).
     pub optimizer: u64,
-    /// One micro-batch; an estimate.
+    /// One micro-batch, two where the program overlaps them; an estimate.
     pub activations: u64,
 }
 
@@ -33,7 +33,7 @@ impl RankMemory {
             compute_weights: 0,
             gradients: 0,
             optimizer: 0,
-            activations: activations(plan),
+            activations: activations(plan) * if plan.parallel.overlap { 2 } else { 1 },
         };
         let expert_ranks = plan.parallel.expert as u64;
         for parameter in &inventory.parameters {

@@ -95,7 +95,7 @@ pub enum Instruction {
 }
 
 /// Direction of an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// Forward pass.
     Forward,

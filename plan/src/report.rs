@@ -8,6 +8,7 @@ use crate::ids::Step;
 use crate::inventory::{Inventory, Kind};
 use crate::lr;
 use crate::memory::{RankMemory, checkpoint_bytes};
+use crate::traffic::Traffic;
 use crate::train_plan::{Reduction, TrainPlan};
 use crate::validate::check_trainable;
 use serde::Serialize;
@@ -25,6 +26,8 @@ pub struct Report {
     pub run: Run,
     /// Bytes on one rank.
     pub memory_per_rank: MemoryPerRank,
+    /// Bytes that a rank sends in one step.
+    pub traffic_per_step: Traffic,
     /// Bytes of one checkpoint of the whole job.
     pub checkpoint_bytes: u64,
     /// Digests of the plan.
@@ -115,6 +118,7 @@ impl Report {
                 gradients_if_canonical: memory(Reduction::Canonical).gradients,
                 gradients_if_fast: memory(Reduction::Fast).gradients,
             },
+            traffic_per_step: Traffic::of(plan, &inventory),
             checkpoint_bytes: checkpoint_bytes(&inventory),
             digests: Digests::of(plan),
             untrainable: check_trainable(plan).err().map(|reason| reason.to_string()),

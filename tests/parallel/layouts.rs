@@ -82,13 +82,13 @@ fn dense_bf16() {
 
 #[test]
 fn experts_fp32() {
-    let layouts = [layout(1, 2, 1, 1), layout(2, 2, 1, 0)];
+    let layouts = [layout(1, 2, 1, 1), layout(1, 2, 2, 0), layout(2, 2, 2, 1), layout(1, 4, 4, 1)];
     all_equal_one_rank("debug_moe", "fp32", &layouts);
 }
 
 #[test]
 fn experts_bf16() {
-    let layouts = [layout(2, 1, 1, 1), layout(2, 4, 1, 1)];
+    let layouts = [layout(2, 1, 2, 1), layout(1, 4, 2, 0), layout(2, 4, 4, 1)];
     all_equal_one_rank("debug_moe", "bf16", &layouts);
 }
 
@@ -102,7 +102,7 @@ fn resume_on_other_layouts_goes_on_bit_for_bit() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
 
     let mut child = desk.start("debug_moe", "moved", &sets);
-    for (layout, stop_after) in [(layout(2, 2, 1, 1), 3), (layout(1, 2, 1, 0), 9)] {
+    for (layout, stop_after) in [(layout(2, 2, 2, 1), 3), (layout(1, 2, 1, 0), 9)] {
         desk.wait_for_step("moved", stop_after);
         signal(child.id(), Signal::TERM);
         assert_eq!(child.wait().expect("waits").code(), Some(85));

@@ -11,6 +11,7 @@ use crate::trace::Clock;
 use lampyris_model::Network;
 use lampyris_plan::ModelSpec;
 use lampyris_plan::buckets::Buckets;
+use lampyris_plan::program::{self, Program, Shape};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan, Reduction, TrainPlan};
 use lampyris_torch::Sink;
 use tch::Device;
@@ -79,6 +80,18 @@ impl Rank {
         self.in_flight.finish_gathers()?;
         let Rank { network, state, compute, ranks, .. } = self;
         Ok(Reader { network, state, compute: *compute, ranks })
+    }
+
+    /// The step program of `plan` for so many micro-batches of this rank.
+    pub fn program(&self, plan: &TrainPlan, micro_batches: usize) -> Program {
+        let shape = Shape {
+            micro_batches,
+            leaves: plan.leaves_per_rank(),
+            mesh: self.ranks.mesh(),
+            sharded: plan.parallel.zero > 0,
+        };
+        let make = if plan.parallel.overlap { program::overlapped } else { program::sequential };
+        make(&self.network.graph, &self.network.inventory, &self.state.buckets, &shape)
     }
 
     /// What a step needs.

@@ -1,31 +1,24 @@
 //! Runs a step program, one instruction after the other. Everything that overlaps in the system overlaps because of the
 //! order of instructions; nothing here decides anything.
 
-use crate::exchange;
+use crate::exchange::{self, row_padding};
 use crate::in_flight::InFlight;
 use crate::micro::Micro;
 use crate::norm::NormTable;
 use crate::optimizer::{self, GradNorm};
+use crate::planted::{Bug, planted};
 use crate::ranks::Ranks;
 use crate::state::State;
 use crate::tally::Tally;
-use crate::trace::Clock;
+use crate::trace::{Clock, Lane};
 use crate::{Error, Result};
 use lampyris_model::{MicroBatch, Network, Routing, deepseek::bias, head};
 use lampyris_plan::program::{Instruction, Pass, Program};
 use lampyris_plan::segments::{Operation, Segment, Slot};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan};
 use lampyris_torch::Sink;
+use std::time::Instant;
 use tch::Tensor;
-
-/// Rows of an expert are padded to a multiple of this: row bits of a product then do not depend on its row count, and
-/// oneDNN keeps few primitives (fp32 needs 32, bf16 profits from 64).
-fn row_padding(compute: Compute) -> usize {
-    match compute {
-        Compute::Fp32 => 32,
-        Compute::Bf16 => 64,
-    }
-}
 
 /// What one step works on.
 #[derive(Debug)]
@@ -93,25 +86,33 @@ impl Executor<'_> {
             match instruction {
                 Instruction::BeginLeaf { leaf } => self.state.gradients.begin_leaf(leaf),
                 Instruction::Forward { micro, segment } => {
-                    self.in_flight.finish_gathers_of(segment)?;
+                    self.settle(&mut micros[micro], Operation::Segment(segment), Pass::Forward)?;
+                    self.in_flight.finish_gathers_of(segment, self.clock)?;
                     self.forward(&mut micros[micro], micro, segment, input, &mut tally)?;
                 }
                 Instruction::Backward { micro, segment } => {
+                    self.settle(&mut micros[micro], Operation::Segment(segment), Pass::Backward)?;
                     self.backward(&mut micros[micro], segment, input)?;
                 }
                 Instruction::Weight { micro, segment } => {
                     for gradient in micros[micro].take_weight_gradients(segment) {
                         self.state.gradients.add(gradient)?;
                     }
+                    if segment == Segment::Embed {
+                        // Its backward pass is complete: its activations go.
+                        micros[micro] = Micro::new(graph);
+                    }
                 }
                 Instruction::Dispatch { micro, layer, pass } => {
                     if pass == Pass::Forward {
                         tally.count(layer, micros[micro].routing(layer));
                     }
-                    exchange::dispatch(&mut micros[micro], layer, pass)?;
+                    self.settle(&mut micros[micro], Operation::Dispatch(layer), pass)?;
+                    exchange::dispatch(&mut micros[micro], self.ranks.exchange(), layer, pass)?;
                 }
                 Instruction::Combine { micro, layer, pass } => {
-                    exchange::combine(&mut micros[micro], layer, pass)?;
+                    self.settle(&mut micros[micro], Operation::Combine(layer), pass)?;
+                    exchange::combine(&mut micros[micro], self.ranks.exchange(), layer, pass)?;
                 }
                 Instruction::FoldLeaf { bucket, leaf } => {
                     self.state.gradients.fold(bucket, leaf)?
@@ -135,6 +136,11 @@ impl Executor<'_> {
         Ok(StepReport { loss_sums, balance_sum, grad_norm, expert_counts: tally.expert_counts })
     }
 
+    /// Waits for the rows that `operation` needs.
+    fn settle(&mut self, micro: &mut Micro, operation: Operation, pass: Pass) -> Result<()> {
+        exchange::settle(micro, self.ranks.exchange(), (operation, pass), self.clock)
+    }
+
     fn forward(
         &mut self,
         micro: &mut Micro,
@@ -154,7 +160,9 @@ impl Executor<'_> {
                     other => unreachable!("gradients fail in libtorch only: {other}"),
                 })
             };
-            let (targets, scale) = (&batch.targets[depth], input.loss_scales[depth]);
+            let missing = planted(Bug::MissingMtp) && depth > 0 && !self.ranks.is_first();
+            let scale = if missing { 0.0 } else { input.loss_scales[depth] };
+            let targets = &batch.targets[depth];
             let out = head::forward(&hidden, weight, targets, scale, Some(&mut add))?;
             tally.loss(index, depth, out.loss_sum);
             micro.keep_head_gradient(segment, out.input_gradient);
@@ -204,10 +212,15 @@ impl Executor<'_> {
 
     /// Waits for all gradients, brings norm, losses and counts of all ranks together, and decides about clipping.
     fn grad_norm(&mut self, tally: &mut Tally) -> Result<GradNorm> {
-        self.in_flight.finish_reductions()?;
+        self.in_flight.finish_reductions(self.clock)?;
         let mut table = vec![0f64; self.norm.len()];
         self.norm.fill(self.state, &mut table)?;
-        tally.exchange(self.ranks, &mut table)?;
+        let ranks = self.ranks;
+        let name = || "norm, losses and counts".to_string();
+        self.clock.wait((Lane::Optimizer, name), Instant::now(), || -> Result<(Instant, ())> {
+            tally.exchange(ranks, &mut table)?;
+            Ok((Instant::now(), ()))
+        })?;
         let step = self.state.progress.step + 1;
         let bad = tally.sums().0.iter().position(|sum| !sum.is_finite());
         if let (true, Some(depth)) = (self.optimizer.nan_guard, bad) {
@@ -254,18 +267,26 @@ impl Reader<'_> {
         let out = self.network.forward(segment, &ctx, inputs)?;
         if let (Some(experts), Segment::Attention(layer)) = (&out.experts, segment) {
             let moe = self.network.spec.moe.as_ref().expect("only MoE layers gate");
-            let padding = row_padding(self.compute);
-            micro.set_routing(layer, Routing::new(experts, moe, padding, out.slots[0].device()));
+            let device = out.slots[0].device();
+            let routing = match self.ranks.exchange() {
+                Some(_) => Routing::remote(experts, moe, device),
+                None => Routing::new(experts, moe, row_padding(self.compute), device),
+            };
+            micro.set_routing(layer, routing);
         }
         Ok(out.slots)
     }
 
-    /// Forward pass of the main model without gradients: the head's input `[T, d]`.
+    /// Forward pass of the main model without gradients: the head's input `[T, d]`. Collective over the ranks that share
+    /// experts.
     pub fn hidden(&self, batch: &MicroBatch) -> Result<Tensor> {
         let sink = Sink::new();
         tch::no_grad(|| {
             let mut micro = Micro::new(&self.network.graph);
+            let exchange = self.ranks.exchange();
             for operation in self.network.graph.forward() {
+                let needs = (operation, Pass::Forward);
+                exchange::settle(&mut micro, exchange, needs, &mut Clock::default())?;
                 match operation {
                     Operation::Segment(Segment::Head(_)) => {
                         return Ok(micro.read(operation).remove(0));
@@ -276,10 +297,10 @@ impl Reader<'_> {
                         micro.write(operation, outputs);
                     }
                     Operation::Dispatch(layer) => {
-                        exchange::dispatch(&mut micro, layer, Pass::Forward)?;
+                        exchange::dispatch(&mut micro, exchange, layer, Pass::Forward)?;
                     }
                     Operation::Combine(layer) => {
-                        exchange::combine(&mut micro, layer, Pass::Forward)?;
+                        exchange::combine(&mut micro, exchange, layer, Pass::Forward)?;
                     }
                 }
             }

@@ -4,6 +4,7 @@
 
 use crate::Result;
 use crate::flat::{Flat, Memory};
+use crate::planted::{Bug, planted};
 use crate::state::{Layout, view};
 use lampyris_plan::buckets::Buckets;
 use lampyris_plan::inventory::Inventory;
@@ -70,6 +71,9 @@ impl Gradients {
 
     /// Clears the accumulators of `leaf` and opens them.
     pub fn begin_leaf(&mut self, leaf: usize) {
+        if planted(Bug::OffByOneLeaf) && leaf == 1 {
+            return;
+        }
         self.open = accumulator_of(leaf);
         for source in &mut self.flat {
             for bucket in source[self.open].iter_mut().flatten() {
@@ -126,6 +130,7 @@ impl Gradients {
     /// the next part of the canonical sum.
     pub fn merge_sources(&mut self, bucket: usize) -> Result<()> {
         let sources = self.flat.iter().filter(|source| source[0][bucket].is_some()).count();
+        let sources = if planted(Bug::DropSource) { 1 } else { sources };
         let mut distance = 1;
         while distance < sources {
             for left in (0..sources - distance).step_by(2 * distance) {

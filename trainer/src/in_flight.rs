@@ -1,19 +1,25 @@
 //! Reductions and gathers that have begun and are not yet waited for.
 
 use crate::Result;
+use crate::planted::{Bug, planted};
 use crate::ranks::Ranks;
 use crate::state::State;
+use crate::trace::{Clock, Lane};
 use lampyris_hfreduce::Reduction;
 use lampyris_plan::inventory::Inventory;
 use lampyris_plan::program::readers;
 use lampyris_plan::segments::{Graph, Segment};
 use std::collections::HashMap;
+use std::time::Instant;
+
+/// A reduction or gather, and when it began.
+type Started = (Instant, Reduction);
 
 /// What runs under a rank's computation, by bucket.
 #[derive(Debug)]
 pub struct InFlight {
-    reductions: Vec<Option<Reduction>>,
-    gathers: Vec<Option<Reduction>>,
+    reductions: Vec<Option<Started>>,
+    gathers: Vec<Option<Started>>,
     /// Buckets that a segment's forward pass reads.
     read_by: HashMap<Segment, Vec<usize>>,
 }
@@ -43,44 +49,58 @@ impl InFlight {
             true => reducer.reduce_scatter(shared, &array.shards)?,
             false => reducer.all_reduce(shared)?,
         };
-        self.reductions[bucket] = Some(reduction);
+        self.reductions[bucket] = Some((Instant::now(), reduction));
         Ok(())
     }
 
-    /// Waits for all sums.
-    pub fn finish_reductions(&mut self) -> Result<()> {
-        for reduction in self.reductions.iter_mut().filter_map(Option::take) {
-            reduction.wait()?;
+    /// Waits for all sums. `clock` takes the time of the wait, here and below.
+    pub fn finish_reductions(&mut self, clock: &mut Clock) -> Result<()> {
+        for (bucket, reduction) in self.reductions.iter_mut().enumerate() {
+            finish((Lane::Reduce, "ReduceBucket"), bucket, reduction.take(), clock)?;
         }
         Ok(())
     }
 
     /// Begins to bring the updated shards of a bucket to all its replicas.
     pub fn gather(&mut self, state: &State, ranks: &Ranks, bucket: usize) -> Result<()> {
+        if planted(Bug::StaleWeights) {
+            return Ok(());
+        }
         let array = &state.arrays[bucket];
         let group = state.buckets.buckets[bucket].group;
         if let (Some(shared), Some(reducer)) = (&array.weights.shared, ranks.reducer(group)) {
-            self.gathers[bucket] = Some(reducer.gather(shared, &array.shards)?);
+            self.gathers[bucket] = Some((Instant::now(), reducer.gather(shared, &array.shards)?));
         }
         Ok(())
     }
 
     /// Waits for the weights that a segment reads.
-    pub fn finish_gathers_of(&mut self, segment: Segment) -> Result<()> {
-        let buckets = self.read_by.get(&segment).into_iter().flatten();
-        for &bucket in buckets {
-            if let Some(gather) = self.gathers[bucket].take() {
-                gather.wait()?;
-            }
+    pub fn finish_gathers_of(&mut self, segment: Segment, clock: &mut Clock) -> Result<()> {
+        for &bucket in self.read_by.get(&segment).into_iter().flatten() {
+            finish((Lane::Gather, "GatherBucket"), bucket, self.gathers[bucket].take(), clock)?;
         }
         Ok(())
     }
 
     /// Waits for all weights: before anything but a step reads them.
     pub fn finish_gathers(&mut self) -> Result<()> {
-        for gather in self.gathers.iter_mut().filter_map(Option::take) {
-            gather.wait()?;
+        for (bucket, gather) in self.gathers.iter_mut().enumerate() {
+            finish((Lane::Gather, ""), bucket, gather.take(), &mut Clock::default())?;
         }
         Ok(())
     }
+}
+
+/// Waits, if there is something to wait for; a trace names it like its instruction.
+fn finish(
+    (lane, instruction): (Lane, &str),
+    bucket: usize,
+    under_way: Option<Started>,
+    clock: &mut Clock,
+) -> Result<()> {
+    let Some((started, reduction)) = under_way else { return Ok(()) };
+    let name = || format!("{instruction} bucket {bucket}");
+    clock.wait((lane, name), started, || -> Result<(Instant, ())> {
+        Ok((reduction.wait_for_end()?, ()))
+    })
 }

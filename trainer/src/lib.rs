@@ -22,6 +22,7 @@ pub mod micro;
 pub mod norm;
 pub mod optimizer;
 pub mod parity;
+mod planted;
 pub mod ranks;
 pub mod sampling;
 pub mod saves;
@@ -33,6 +34,7 @@ mod tensorboard;
 pub mod trace;
 pub mod train;
 pub mod validate;
+pub mod verify;
 
 /// The id that `lampyris` and `lampyris-rank` must share.
 pub fn build_id() -> String {

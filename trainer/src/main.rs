@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lampyris_trainer::link::Link;
 use lampyris_trainer::train::{self, End};
-use lampyris_trainer::{bench, failure, generate, logits, parity, validate};
+use lampyris_trainer::{bench, failure, generate, logits, parity, validate, verify};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Command {
     Logits(logits::Options),
     /// Check what this machine computes, and how fast.
     Validate(validate::Options),
+    /// Compare a layout over ranks with one rank.
+    Verify(verify::Options),
     /// Write text with a model.
     Generate(generate::Options),
     /// Benchmarks that need libtorch.
@@ -83,6 +85,15 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 print!("{}", report.text(&options.folder));
             }
             Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Some(Command::Verify(options)) => {
+            let report = verify::run(&options)?;
+            if options.json {
+                println!("{}", serde_json::to_string(&report)?);
+            } else {
+                print!("{}", report.text());
+            }
+            Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Generate(options)) => {
             generate::run(&options, &mut std::io::stdout())?;

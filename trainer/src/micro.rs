@@ -1,6 +1,9 @@
 //! One micro-batch in flight: slot values, tapes of segments, gradients on their way back.
 
+use crate::exchange::Flight;
+use lampyris_comm::dispatch::Handle;
 use lampyris_model::{Blocks, Routing};
+use lampyris_plan::program::Pass;
 use lampyris_plan::segments::{Graph, Operation, Segment, Slot};
 use lampyris_torch::WeightGradient;
 use std::collections::HashMap;
@@ -27,6 +30,8 @@ pub struct Micro {
     weight_gradients: HashMap<Segment, Vec<WeightGradient>>,
     routing: HashMap<usize, Routing>,
     blocks: HashMap<usize, Blocks>,
+    handles: HashMap<usize, Handle>,
+    flights: Vec<Flight>,
 }
 
 impl Micro {
@@ -48,6 +53,8 @@ impl Micro {
             weight_gradients: HashMap::new(),
             routing: HashMap::new(),
             blocks: HashMap::new(),
+            handles: HashMap::new(),
+            flights: Vec::new(),
         }
     }
 
@@ -151,5 +158,33 @@ impl Micro {
     /// Where the rows of the layer's experts lie, from its dispatch on.
     pub fn blocks(&self, layer: usize) -> Option<&Blocks> {
         self.blocks.get(&layer)
+    }
+
+    /// Stores the way that a layer's rows took to other ranks.
+    pub fn set_handle(&mut self, layer: usize, handle: Handle) {
+        self.handles.insert(layer, handle);
+    }
+
+    /// The way that a layer's rows took to other ranks.
+    pub fn handle(&self, layer: usize) -> &Handle {
+        self.handles.get(&layer).expect("the forward dispatch comes first")
+    }
+
+    /// Keeps an exchange until somebody needs its rows.
+    pub fn fly(&mut self, flight: Flight) {
+        self.flights.push(flight);
+    }
+
+    /// The exchanges under way on which `operation` depends in this pass.
+    pub fn take_flights(&mut self, operation: Operation, pass: Pass) -> Vec<Flight> {
+        let graph = &self.graph;
+        let needed = |flight: &mut Flight| {
+            let (gives, takes) = match pass {
+                Pass::Forward => (graph.writes(flight.operation), graph.reads(operation)),
+                Pass::Backward => (graph.reads(flight.operation), graph.writes(operation)),
+            };
+            flight.pass == pass && gives.iter().any(|slot| takes.contains(slot))
+        };
+        self.flights.extract_if(.., needed).collect()
     }
 }

@@ -5,10 +5,11 @@
 //! is cut gives a number per block. All ranks fill their places of one table and then add it up in the same order.
 
 use crate::Result;
+use crate::planted::{Bug, planted};
 use crate::state::{State, intersection};
 use lampyris_plan::Mesh;
 use lampyris_plan::buckets::Buckets;
-use lampyris_plan::inventory::{Inventory, ParameterId};
+use lampyris_plan::inventory::{Group, Inventory, ParameterId};
 use lampyris_plan::shards::{NORM_BLOCK, shards};
 use lampyris_torch::{dim, ops};
 use std::ops::Range;
@@ -70,6 +71,9 @@ impl NormTable {
                 let places = self.places[p.parameter].clone();
                 if places.len() == 1 {
                     table[places.start] = sum(&part)?;
+                    if planted(Bug::CountTwice) && bucket.group == Group::Dense {
+                        table[places.start] *= 2.0;
+                    }
                     continue;
                 }
                 for start in part.clone().step_by(NORM_BLOCK) {

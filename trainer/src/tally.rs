@@ -4,6 +4,7 @@
 //! has the same bits for any number of ranks and any order of instructions.
 
 use crate::Result;
+use crate::planted::{Bug, planted};
 use crate::ranks::Ranks;
 use lampyris_model::Routing;
 
@@ -60,9 +61,12 @@ impl Tally {
         table.extend(self.expert_counts.iter().flatten().map(|&count| count as f64));
         ranks.fill_table(table)?;
         let counts = table.split_off(own + world * mine);
+        self.losses = table.split_off(own);
+        if planted(Bug::LocalCounts) {
+            return Ok(());
+        }
         let sums = self.expert_counts.iter_mut().flatten();
         sums.zip(counts).for_each(|(sum, count)| *sum = count as u64);
-        self.losses = table.split_off(own);
         Ok(())
     }
 

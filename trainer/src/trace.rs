@@ -1,32 +1,132 @@
-//! Where a step's time goes: wall time summed per kind of instruction, on request.
+//! Where a step's time goes: wall time summed per kind of instruction, time in which the compute thread waited for
+//! communication ("exposed"), and on request a trace for ui.perfetto.dev.
+
+mod file;
+
+pub use file::TraceFile;
 
 use lampyris_plan::program::{Instruction, Pass};
 use lampyris_plan::segments::Segment;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Sums the time of instructions by kind; free when it is off.
+/// A row of the trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// What the compute thread does, waits included.
+    Compute,
+    /// Rows to experts under way.
+    Dispatch,
+    /// Rows from experts under way.
+    Combine,
+    /// Gradient buckets under way.
+    Reduce,
+    /// Updated parameters under way.
+    Gather,
+    /// Norm, updates, biases.
+    Optimizer,
+    /// Batches.
+    Data,
+}
+
+impl Lane {
+    /// All, in the order in which a trace shows them.
+    pub const ALL: [Lane; 7] = [
+        Lane::Compute,
+        Lane::Dispatch,
+        Lane::Combine,
+        Lane::Reduce,
+        Lane::Gather,
+        Lane::Optimizer,
+        Lane::Data,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Lane::Compute => "compute",
+            Lane::Dispatch => "dispatch",
+            Lane::Combine => "combine",
+            Lane::Reduce => "reduce",
+            Lane::Gather => "gather",
+            Lane::Optimizer => "optimizer",
+            Lane::Data => "data",
+        }
+    }
+}
+
+/// Follows the compute thread. Sums of kinds and traces are free when they are off.
 #[derive(Debug, Default)]
 pub struct Clock {
     on: bool,
     /// Summed wall time by kind of instruction.
     pub totals: BTreeMap<String, Duration>,
+    /// Time in which the compute thread waited for what another lane does.
+    pub exposed: BTreeMap<Lane, Duration>,
+    /// Where spans go.
+    trace: Option<TraceFile>,
 }
 
 impl Clock {
-    /// A clock that runs.
+    /// A clock whose spans go to `trace`, if there is one.
+    pub fn tracing(trace: Option<TraceFile>) -> Clock {
+        Clock { trace, ..Clock::default() }
+    }
+
+    /// A clock that sums kinds of instructions.
     pub fn on() -> Clock {
-        Clock { on: true, totals: BTreeMap::new() }
+        Clock { on: true, ..Clock::default() }
     }
 
     pub(crate) fn start(&self) -> Option<Instant> {
-        self.on.then(Instant::now)
+        (self.on || self.trace.is_some()).then(Instant::now)
     }
 
     pub(crate) fn stop(&mut self, started: Option<Instant>, instruction: Instruction) {
-        if let Some(started) = started {
-            *self.totals.entry(kind(instruction)).or_default() += started.elapsed();
+        let Some(started) = started else { return };
+        let ended = Instant::now();
+        if self.on {
+            *self.totals.entry(kind(instruction)).or_default() += ended - started;
         }
+        if let Some(trace) = &mut self.trace {
+            trace.span(lane(instruction), &instruction.to_string(), started, ended);
+        }
+    }
+
+    /// Something beside the instructions that began at `started` and ends now.
+    pub(crate) fn span(&mut self, lane: Lane, name: &str, started: Instant) {
+        if let Some(trace) = &mut self.trace {
+            trace.span(lane, name, started, Instant::now());
+        }
+    }
+
+    /// Waits for something that began on `lane` at `started`: `wait` returns when it was done, which may be before the
+    /// wait began.
+    pub(crate) fn wait<T, E>(
+        &mut self,
+        (lane, name): (Lane, impl FnOnce() -> String),
+        started: Instant,
+        wait: impl FnOnce() -> Result<(Instant, T), E>,
+    ) -> Result<T, E> {
+        let asked = Instant::now();
+        let (done, value) = wait()?;
+        let ended = Instant::now();
+        *self.exposed.entry(lane).or_default() += ended - asked;
+        if let Some(trace) = &mut self.trace {
+            trace.span(lane, &name(), started, done.max(started));
+            trace.wait(lane, asked, ended);
+        }
+        Ok(value)
+    }
+}
+
+/// The lane on which an instruction's own time is shown.
+fn lane(instruction: Instruction) -> Lane {
+    match instruction {
+        Instruction::GradNorm | Instruction::UpdateShard { .. } | Instruction::UpdateBias => {
+            Lane::Optimizer
+        }
+        _ => Lane::Compute,
     }
 }
 

@@ -9,13 +9,13 @@ use crate::link::Link;
 use crate::ranks::{Place, Ranks};
 use crate::saves::Saves;
 use crate::step_metrics::StepMetrics;
-use crate::trace::Clock;
+use crate::trace::{Clock, Lane, TraceFile};
 use crate::{load, machine, sampling};
 use anyhow::{Context, Result, bail, ensure};
 use lampyris_checkpoint::{Run, disk::RealDisk};
 use lampyris_comm::Secret;
 use lampyris_data::{Batch, Dataset};
-use lampyris_plan::program::{self, Program, Shape};
+use lampyris_plan::program::Program;
 use lampyris_plan::{Attempt, TrainPlan, lr};
 use lampyris_proto::rank::{self, from_rank::Body};
 use std::net::SocketAddr;
@@ -60,6 +60,9 @@ pub struct Options {
     /// Descriptor from which the attempt's 32 secret bytes are read.
     #[arg(long)]
     pub secret_fd: Option<i32>,
+    /// Write what this rank does, and what it waits for, to traces/ in the run directory.
+    #[arg(long)]
+    pub trace: bool,
 }
 
 /// How a rank ended well.
@@ -163,6 +166,7 @@ struct Trainer<'a> {
     program: Option<Program>,
     total_steps: u64,
     train_s: f64,
+    clock: Clock,
 }
 
 impl<'a> Trainer<'a> {
@@ -190,6 +194,11 @@ impl<'a> Trainer<'a> {
             metrics = Some(StepMetrics::open(&options.run_dir, options.attempt, plan, peak)?);
         }
         let saves = Saves::new(run, attempt, plan, &rank, device)?;
+        let trace = || {
+            let path = TraceFile::path(&options.run_dir, options.rank, options.attempt);
+            TraceFile::create(&path, options.rank)
+        };
+        let trace = options.trace.then(trace).transpose()?;
         Ok(Trainer {
             plan,
             dataset,
@@ -202,6 +211,7 @@ impl<'a> Trainer<'a> {
             program: None,
             total_steps: lr::steps(plan),
             train_s: 0.0,
+            clock: Clock::tracing(trace),
         })
     }
 
@@ -239,15 +249,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// This rank's micro-batches of the next step.
-    fn data(&self) -> Vec<Batch> {
+    fn data(&mut self) -> Vec<Batch> {
         let before = self.rank.state.progress;
         let sequences = lr::sequences_at(self.plan, before.tokens);
-        self.batches.step(before, sequences, self.plan.batch.micro_batch, &self.rank.ranks)
+        let started = Instant::now();
+        let micro_batch = self.plan.batch.micro_batch;
+        let batches = self.batches.step(before, sequences, micro_batch, &self.rank.ranks);
+        self.clock.span(Lane::Data, "batches", started);
+        batches
     }
 
     /// What all ranks know of each other at a step boundary: one sum of a few integers. An order that has reached any
     /// rank holds for all; the first rank's clock decides about saves.
-    fn agree(&self, valid: usize) -> Result<Agreed> {
+    fn agree(&mut self, valid: usize) -> Result<Agreed> {
         let order = self.link.suspend();
         let (due, in_flight) = self.saves.due();
         let mut sums = [
@@ -258,7 +272,15 @@ impl<'a> Trainer<'a> {
             i64::from(in_flight),
             i64::try_from(valid)?,
         ];
-        self.rank.ranks.sum_integers(&mut sums)?;
+        let (ranks, now) = (&self.rank.ranks, Instant::now());
+        self.clock.wait(
+            (Lane::Optimizer, || "agreement".to_string()),
+            now,
+            || -> Result<(Instant, ())> {
+                ranks.sum_integers(&mut sums)?;
+                Ok((Instant::now(), ()))
+            },
+        )?;
         let [suspend, stay_stopped, deadline, due, in_flight, valid] = sums;
         Ok(Agreed {
             suspend: (suspend > 0).then_some(stay_stopped > 0),
@@ -283,7 +305,7 @@ impl<'a> Trainer<'a> {
         };
         let program = self.program(input.batches.len());
         let optimizer = &self.plan.optimizer;
-        let report = self.rank.executor(optimizer, &mut Clock::default()).run(&program, &input)?;
+        let report = self.rank.executor(optimizer, &mut self.clock).run(&program, &input)?;
         self.program = Some(program);
 
         let progress = &mut self.rank.state.progress;
@@ -299,18 +321,7 @@ impl<'a> Trainer<'a> {
     fn program(&mut self, micro_batches: usize) -> Program {
         match self.program.take() {
             Some(program) if program.micro_batches == micro_batches => program,
-            _ => {
-                let network = &self.rank.network;
-                let (graph, inventory) = (&network.graph, &network.inventory);
-                let shape = Shape {
-                    micro_batches,
-                    leaves: self.plan.leaves_per_rank(),
-                    mesh: self.rank.ranks.mesh(),
-                    sharded: self.plan.parallel.zero > 0,
-                };
-                let buckets = &self.rank.state.buckets;
-                program::sequential(graph, inventory, buckets, &shape)
-            }
+            _ => self.rank.program(self.plan, micro_batches),
         }
     }
 

@@ -1,5 +1,5 @@
-//! `generate`, `parity` and `bench step` compute, so `lampyris-rank` does them: same sub-command, same arguments,
-//! same terminal, same exit code.
+//! `generate`, `parity`, `verify` and `bench step` compute, so `lampyris-rank` does them: same sub-command, same
+//! arguments, same terminal, same exit code.
 
 use crate::error::CliError;
 use crate::rank_program;

@@ -73,8 +73,8 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let suspend = control::suspend_path(run.path());
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
     Announced::forget(&run)?;
-    let (run, plan, dataset) = (&run, &plan, &dataset);
-    Start { run, plan, dataset, rank_program, layout, place }.claim()?.to_the_end()
+    let (run, plan, dataset, trace) = (&run, &plan, &dataset, args.launch.trace);
+    Start { run, plan, dataset, rank_program, layout, place, trace }.claim()?.to_the_end()
 }
 
 impl Args {

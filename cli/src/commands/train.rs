@@ -63,8 +63,8 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     screen::note(format_args!("run directory {}", run.path().display()));
     let _lock = run.lock()?;
     Announced::forget(&run)?;
-    let (run, plan, dataset) = (&run, &plan, &dataset);
-    Start { run, plan, dataset, rank_program, layout, place }.claim()?.to_the_end()
+    let (run, plan, dataset, trace) = (&run, &plan, &dataset, args.launch.trace);
+    Start { run, plan, dataset, rank_program, layout, place, trace }.claim()?.to_the_end()
 }
 
 /// Takes part in the run at `path`, which another host starts: plan and attempt are its, the text must be the same.
@@ -85,6 +85,6 @@ pub(crate) fn join(
         return Err(CliError::OtherText { run: path.to_path_buf() });
     }
     let (layout, place) = (launch.layout(&plan)?, Some(place.clone()));
-    let (run, plan, dataset) = (&run, &plan, &dataset);
-    Start { run, plan, dataset, rank_program, layout, place }.join(attempt).to_the_end()
+    let (run, plan, dataset, trace) = (&run, &plan, &dataset, launch.trace);
+    Start { run, plan, dataset, rank_program, layout, place, trace }.join(attempt).to_the_end()
 }

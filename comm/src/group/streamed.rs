@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 impl Group {
     /// Sum, or half of one, whose contributions appear piece by piece: what `hfreduce` runs between nodes. Slice
@@ -142,5 +143,13 @@ impl Streamed {
     /// The reason why it failed.
     pub fn wait(&self) -> Result<()> {
         self.completion.wait()
+    }
+
+    /// As [`Self::wait`]; says when it ended, which may be long ago.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub fn ended(&self) -> Result<Instant> {
+        self.completion.ended()
     }
 }

@@ -35,6 +35,8 @@ pub struct Routing {
     offsets: Vec<i64>,
     /// Tokens routed to each expert.
     pub counts: Vec<u64>,
+    /// Expert of each (token, slot), flat.
+    chosen: Vec<u32>,
     /// i64 `[rows]`: token of each row, -1 for padding.
     source: Tensor,
     /// i64 `[rows]`: flat (token, slot) of each row, -1 for padding.
@@ -101,12 +103,19 @@ impl Routing {
         Routing {
             offsets,
             counts,
+            chosen: experts.iter().map(|&e| u32::try_from(e).expect("few experts")).collect(),
             source: flat(&source),
             source_slot: flat(&source_slot),
             position: table(&position),
             group: table(&group),
             slot_row: table(slot_row),
         }
+    }
+
+    /// The expert of each (token, slot), flat, and the slots of a token.
+    pub fn chosen(&self) -> (&[u32], usize) {
+        let slots = *self.position.size().last().expect("a table has two dimensions");
+        (&self.chosen, index(slots))
     }
 
     /// The rows of [`Routing::new`] by expert.

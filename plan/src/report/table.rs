@@ -99,11 +99,32 @@ impl Report {
         };
         table.row("gradients", &binary(memory.kinds.gradients), &other)?;
         table.row("optimizer", &binary(memory.kinds.optimizer), "two moments, fp32")?;
-        let estimate = "one micro-batch; an estimate";
+        let estimate = match plan.parallel.overlap {
+            true => "two micro-batches, overlapped; an estimate",
+            false => "one micro-batch; an estimate",
+        };
         table.row("activations", &binary(memory.kinds.activations), estimate)?;
         table.row("total", &binary(memory.total), "")?;
+        if plan.parallel.data > 1 {
+            self.traffic(table)?;
+        }
         table.section = "checkpoint";
         table.row("of the whole job", &binary(self.checkpoint_bytes), "fp32 weights and moments")
+    }
+
+    /// Inside a node through shared memory, between nodes over the network.
+    fn traffic(&self, table: &mut Table<'_, '_>) -> fmt::Result {
+        let traffic = &self.traffic_per_step;
+        table.section = "sent a step";
+        table.row("gradients", &binary(traffic.reduce), "by each rank")?;
+        if traffic.gather > 0 {
+            table.row("updated weights", &binary(traffic.gather), "")?;
+        }
+        if traffic.dispatch > 0 {
+            table.row("rows to experts", &binary(traffic.dispatch), "forward and backward")?;
+            table.row("rows from experts", &binary(traffic.combine), "experts equally loaded")?;
+        }
+        table.row("total", &binary(traffic.total()), "")
     }
 
     fn remarks(&self, table: &mut Table<'_, '_>) -> fmt::Result {

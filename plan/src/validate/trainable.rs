@@ -23,8 +23,6 @@ pub fn check_trainable(plan: &TrainPlan) -> Result<(), Unsupported> {
     let one_rank =
         "this release trains on several ranks on the CPU only; use 1, or device = \"cpu\"";
     refuse(cuda, "parallel.data", plan.parallel.data, one_rank)?;
-    let experts = "this release keeps all experts on every rank; use 1";
-    refuse(plan.parallel.expert > 1, "parallel.expert", plan.parallel.expert, experts)?;
     let obtain = if plan.data.obtain.is_empty() {
         "the recipe names no text; give one, e.g. --set data.path=FILE".to_string()
     } else {

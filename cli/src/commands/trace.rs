@@ -1,0 +1,99 @@
+//! `lampyris trace summary RUN`: what communication took in the newest traced attempt, how much of it the ranks waited
+//! for, and how near a step is to the least that it can take.
+
+use crate::error::CliError;
+use crate::run_dir::RunDir;
+use crate::screen;
+use crate::trace_summary::{RankTrace, table};
+use lampyris_plan::buckets::Buckets;
+use lampyris_plan::program::{self, Shape};
+use lampyris_plan::segments::Graph;
+use lampyris_plan::timeline::{self, Bound};
+use lampyris_plan::{Inventory, Mesh, TrainPlan};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Show, per rank and kind of communication, the time under way and the time in which the rank waited for it
+    Summary {
+        /// Run directory
+        run: PathBuf,
+        /// Print JSON: one object per rank
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) fn run(command: Command) -> Result<u8, CliError> {
+    let Command::Summary { run, json } = command;
+    let run = RunDir::open(&run)?;
+    let (folder, plan) = (run.path().join("traces"), run.plan()?);
+    let mut ranks = Vec::new();
+    for (rank, path) in newest(&folder)? {
+        let mut trace = read(rank, &path)?;
+        trace.bound = Some(bound(&plan, &trace));
+        ranks.push(trace);
+    }
+    screen::say(match json {
+        true => serde_json::to_string(&ranks).expect("plain data becomes JSON"),
+        false => table(&ranks),
+    });
+    Ok(0)
+}
+
+/// The critical path of the rank's program, with the times of its trace.
+fn bound(plan: &TrainPlan, trace: &RankTrace) -> Bound {
+    let (graph, inventory) = (Graph::new(&plan.model), Inventory::new(&plan.model));
+    let mesh = Mesh::new(&plan.parallel);
+    let index = mesh.expert_index(trace.rank);
+    let bytes = plan.parallel.bucket_bytes;
+    let buckets = Buckets::new(&inventory, bytes, |id| mesh.holds(index, &inventory, id));
+    let shape = Shape {
+        micro_batches: plan.micro_batches() / plan.parallel.data,
+        leaves: plan.leaves_per_rank(),
+        mesh,
+        sharded: plan.parallel.zero > 0,
+    };
+    let make = if plan.parallel.overlap { program::overlapped } else { program::sequential };
+    let program = make(&graph, &inventory, &buckets, &shape);
+    timeline::bound(&program, (&graph, &inventory, &buckets), |i| trace.cost(i))
+}
+
+/// The traces of the newest attempt that has any, by rank.
+fn newest(folder: &Path) -> Result<Vec<(usize, PathBuf)>, CliError> {
+    let entries = fs::read_dir(folder).map_err(|source| CliError::read(folder, source))?;
+    let mut found: Vec<(u64, usize, PathBuf)> = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| CliError::read(folder, source))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let numbers = || {
+            let rest = name.strip_prefix("rank-")?.strip_suffix(".json")?;
+            let (rank, attempt) = rest.split_once(".attempt-")?;
+            Some((attempt.parse().ok()?, rank.parse().ok()?))
+        };
+        found.extend(numbers().map(|(attempt, rank)| (attempt, rank, path)));
+    }
+    let last = found.iter().map(|(attempt, ..)| *attempt).max();
+    let mut ranks: Vec<(usize, PathBuf)> = found
+        .into_iter()
+        .filter(|(attempt, ..)| Some(*attempt) == last)
+        .map(|(_, rank, path)| (rank, path))
+        .collect();
+    ranks.sort_unstable();
+    Ok(ranks)
+}
+
+/// One event a line; a last line that was cut off is left out.
+fn read(rank: usize, path: &Path) -> Result<RankTrace, CliError> {
+    let failed = |source| CliError::read(path, source);
+    let mut trace = RankTrace::new(rank);
+    for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
+        let line = line.map_err(failed)?;
+        if let Ok(event) = serde_json::from_str(line.trim_end_matches(',')) {
+            trace.add(&event);
+        }
+    }
+    Ok(trace)
+}

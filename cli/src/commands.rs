@@ -96,7 +96,7 @@ enum Command {
     /// Compare logits, loss and gradients with recorded ones
     Parity(passthrough::Args),
     /// Measure collectives, or the speed of a step and of its parts
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "`lampyris bench step` measures a step of a recipe.")]
     Bench(bench::Command),
     /// Check what this machine computes, and how fast
     Validate(passthrough::Args),

@@ -18,7 +18,10 @@ int main(int argc, char **argv) {
         long bytes;
         int repetitions;
         if (sscanf(line, "%15s %ld %d", operation, &bytes, &repetitions) != 3 || !strcmp(operation, "quit")) break;
-        float *from = calloc(1, bytes), *to = calloc(1, bytes);
+        float *from = malloc(bytes), *to = malloc(bytes);
+        // Written, so that the input is memory and not the kernel's one page of zeros, which never leaves the cache.
+        memset(from, 1, bytes);
+        memset(to, 1, bytes);
         for (int i = -2; i < repetitions; i++) {
             MPI_Barrier(MPI_COMM_WORLD);
             double start = MPI_Wtime();

@@ -20,8 +20,9 @@ use crate::error::{Error, Result};
 use lampyris_comm::emulation::{Hosts, Shape};
 use lampyris_comm::{Attempt, Error as CommError, Secret, Server};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -154,6 +155,36 @@ pub fn run(options: &Options, program: &RankProgram) -> Result<Report> {
         children.push(start(command, &program.arguments, &assignment)?);
     }
     collect(children)
+}
+
+/// Runs a program, the first of `words`, on every one of `nodes` emulated hosts with links of this rate, with the
+/// environment of a `torch.distributed` job: for other libraries beside ours.
+///
+/// # Errors
+/// When the hosts cannot be made or a program ends badly.
+pub fn on_hosts(nodes: usize, rate_bits: u64, words: &[OsString]) -> Result<()> {
+    let [program, arguments @ ..] = words else {
+        return Err(Error::Invalid("no program to run on the hosts".into()));
+    };
+    let hosts = Hosts::new(nodes, Some(Shape::of(rate_bits)))?;
+    let failed = |source| Error::Comm(CommError::io("a program on an emulated host", source));
+    let mut children = Vec::new();
+    for rank in 0..nodes {
+        let child = hosts
+            .command(rank, Path::new(program))
+            .args(arguments)
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", nodes.to_string())
+            .env("MASTER_ADDR", hosts.address(0).to_string())
+            .spawn();
+        children.push(child.map_err(failed)?);
+    }
+    let ends = children.iter_mut().map(|child| child.wait().map_err(failed));
+    let ends = ends.collect::<Result<Vec<_>>>()?;
+    match ends.iter().position(|status| !status.success()) {
+        Some(rank) => Err(Error::Invalid(format!("rank {rank} ended with {}", ends[rank]))),
+        None => Ok(()),
+    }
 }
 
 fn start(mut command: Command, arguments: &[String], assignment: &Assignment) -> Result<Child> {

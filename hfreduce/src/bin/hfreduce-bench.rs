@@ -1,7 +1,8 @@
 //! The bench on its own, without the rest of `lampyris`: what the comparison with other libraries runs.
 
 use clap::{Parser, Subcommand};
-use lampyris_hfreduce::bench::{Arguments, Operation, RankProgram, rank_main, run};
+use lampyris_hfreduce::bench::{Arguments, Operation, RankProgram, on_hosts, rank_main, run};
+use std::ffi::OsString;
 
 /// Measures all-reduce or all-to-all between processes of this machine.
 #[derive(Debug, Parser)]
@@ -16,6 +17,18 @@ enum Command {
     Allreduce(Arguments),
     /// An equal part of every buffer to everybody
     Alltoall(Arguments),
+    /// Runs a program on every one of some emulated hosts, as torchrun would (needs root)
+    Hosts {
+        /// Hosts
+        #[arg(long)]
+        nodes: usize,
+        /// Rate of every link in Gbit/s
+        #[arg(long)]
+        gbit: f64,
+        /// Program and arguments; RANK, WORLD_SIZE and MASTER_ADDR are set
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// One rank: for the bench itself
     #[command(hide = true)]
     Rank,
@@ -25,6 +38,9 @@ enum Command {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (operation, arguments) = match Cli::parse().command {
         Command::Rank => return Ok(rank_main()?),
+        Command::Hosts { nodes, gbit, command } => {
+            return Ok(on_hosts(nodes, (gbit * 1e9) as u64, &command)?);
+        }
         Command::Allreduce(arguments) => (Operation::AllReduce, arguments),
         Command::Alltoall(arguments) => (Operation::AllToAll, arguments),
     };

@@ -4,6 +4,15 @@
 //! The contract is POSIX at its meanest: what a file holds is safe only after [`DiskFile::sync`], that a name exists (or
 //! no longer exists) only after [`Disk::sync_dir`] of the folder that holds it.
 
+#[cfg(debug_assertions)]
+pub mod fail_point;
+
+#[cfg(not(debug_assertions))]
+mod fail_point {
+    pub(super) fn reached(_operation: &str) {}
+}
+
+use fail_point::reached;
 use rustix::fs::renameat_with;
 use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -71,10 +80,12 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        reached("create_dir");
         std::fs::create_dir(path)
     }
 
     fn create(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        reached("create");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
         let file = options.open(path)?;
@@ -97,10 +108,12 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        reached("sync_dir");
         File::open(path)?.sync_all()
     }
 
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        reached("rename");
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             // NFS and some other network file systems know no flags.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => rename_by_hand(from, to),
@@ -121,10 +134,12 @@ impl Disk for RealDisk {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        reached("remove_file");
         std::fs::remove_file(path)
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        reached("remove_dir");
         std::fs::remove_dir(path)
     }
 }
@@ -166,6 +181,7 @@ impl DiskFile for File {
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
+        reached("reserve");
         match fallocate(self, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::NOTSUP | Errno::NOSYS) => Ok(()),
             other => Ok(other?),
@@ -177,16 +193,19 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        reached("write");
         or_buffered(self, || self.write_all_at(data, offset))
     }
 
     fn append(&self, data: &[u8]) -> io::Result<()> {
+        reached("append");
         // One write call: with O_APPEND two appenders never mix their bytes.
         let mut file = self;
         file.write_all(data)
     }
 
     fn sync(&self) -> io::Result<()> {
+        reached("sync");
         self.sync_all()
     }
 }

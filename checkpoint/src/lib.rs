@@ -17,6 +17,7 @@ mod retention;
 mod run;
 mod saver;
 mod shard;
+mod start;
 pub mod tensors;
 
 pub use error::{Error, Result};
@@ -29,4 +30,5 @@ pub use retention::{Pruned, Retention};
 pub use run::{Meta, Run};
 pub use saver::{Buffers, Busy, Saved, Saver, Slot, Snapshot};
 pub use shard::{Piece, ShardReport, Transfer};
+pub use start::Start;
 pub use tensors::Kind;

@@ -61,6 +61,22 @@ impl Lineage {
         self.parents.get(&attempt).copied().ok_or(Error::NotRecorded { attempt })
     }
 
+    /// The newest recorded attempt and those it descends from, oldest first.
+    pub fn ancestry(&self) -> Vec<Record> {
+        let mut path = Vec::new();
+        let mut next = self.newest();
+        while let Some(attempt) = next {
+            let parent = self.parents.get(&attempt).copied().flatten();
+            path.push(Record { attempt, parent });
+            // Parents are older, so this ends.
+            next = parent
+                .map(|parent| parent.attempt)
+                .filter(|older| *older < attempt && self.parents.contains_key(older));
+        }
+        path.reverse();
+        path
+    }
+
     /// Of `committed`, those on the path of the newest attempt, best first.
     pub fn follow(&self, committed: &[CheckpointId]) -> Vec<CheckpointId> {
         let mut path = Vec::new();
@@ -199,6 +215,10 @@ mod tests {
         let path = Lineage::parse(&text).follow(&committed);
         assert_eq!(path, [id(20, 2), id(12, 2), id(10, 1), id(5, 1)]);
         assert_eq!(Lineage::parse("").follow(&committed), []);
+        let ancestry = Lineage::parse(&text).ancestry();
+        let attempts: Vec<u64> = ancestry.iter().map(|record| record.attempt.0).collect();
+        assert_eq!(attempts, [1, 2, 4]);
+        assert_eq!(ancestry[2].parent, Some(id(20, 2)));
     }
 
     #[test]

@@ -266,6 +266,14 @@ fn check_complete(tensors: &[TensorEntry], reports: &[ShardReport]) -> Result<()
 
 /// The attempt whose right to write is in question is `attempt`; see `lineage.rs`.
 impl Run {
+    /// What `error` of a save means: the successor of an attempt sweeps its unfinished files away.
+    pub(crate) fn explain(&self, attempt: Attempt, error: Error) -> Error {
+        match self.newest_claim() {
+            Ok(by) if by > attempt => Error::Superseded { attempt, by },
+            _ => error,
+        }
+    }
+
     fn check_current(&self, attempt: Attempt) -> Result<Option<CheckpointId>> {
         let newest = self.newest_claim()?;
         if newest > attempt {

@@ -180,7 +180,7 @@ impl Job {
     fn try_save(&mut self, snapshot: &Snapshot) -> Result<Saved> {
         let id = snapshot.meta.id;
         let begun = Instant::now();
-        let written = self.write(snapshot);
+        let written = self.write(snapshot).map_err(|e| self.run.explain(id.attempt, e));
         let write_time = begun.elapsed();
         let word = match &written {
             Ok(report) => Word::Written(id, report.entry.clone()),
@@ -190,7 +190,10 @@ impl Job {
         let words = self.ranks.exchange(word)?;
         let ended = match first_failure(&words) {
             Some(failure) => written.and(Err(failure)),
-            None => written.and_then(|own| self.commit(snapshot, own, &words)),
+            None => written.and_then(|own| {
+                let done = self.commit(snapshot, own, &words);
+                done.map_err(|e| self.run.explain(id.attempt, e))
+            }),
         };
         // All ranks have ended their writes, so the rank that commits may remove them.
         if ended.is_err() && self.ranks.leads() {

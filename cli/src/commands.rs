@@ -20,6 +20,7 @@ mod nodes;
 mod passthrough;
 mod plan;
 mod ranks;
+mod replay;
 mod resume;
 mod run;
 mod scheduler;
@@ -84,6 +85,8 @@ enum Command {
     /// Look at the traces of a run
     #[command(subcommand)]
     Trace(trace::Command),
+    /// Name the documents and tokens that a step reads
+    Replay(replay::Args),
     /// List, check, compare and remove checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
@@ -205,6 +208,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Shim(args) => shim::run(&args),
         Command::Ranks(args) => ranks::run(&args),
         Command::Trace(command) => trace::run(command),
+        Command::Replay(args) => replay::run(&args),
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Export(args) => export::run(&args),
         Command::Import(args) => import::run(&args, environment),

@@ -88,6 +88,10 @@ pub(crate) enum CliError {
     OtherText { run: PathBuf },
     #[error("{} has no checkpoint{}", .run.display(), at_step(*step))]
     NoCheckpoint { run: PathBuf, step: Option<u64> },
+    #[error("{} has no step {step}", .run.display())]
+    NoStep { run: PathBuf, step: u64 },
+    #[error("the text {fingerprint} is no longer in the cache, and its files have changed since")]
+    TextGone { fingerprint: String },
     #[error("{damaged} of {of} checkpoints are damaged")]
     Damaged { damaged: usize, of: usize },
     #[error("the recipe does not fit the model in {}: {}", .folder.display(), .problems.join("; "))]
@@ -162,6 +166,10 @@ impl CliError {
             CliError::NoCheckpoint { run, .. } => {
                 format!("`lampyris checkpoint list {}` shows those there are", run.display())
             }
+            CliError::NoStep { .. } => {
+                "steps are counted from 1; a run that has not started yet has none".into()
+            }
+            CliError::TextGone { .. } => "put the files of that time back".into(),
             CliError::Damaged { .. } => {
                 "a resume sets damaged ones aside and takes the newest good one".into()
             }

@@ -8,6 +8,7 @@ mod commands;
 mod compressors;
 mod error;
 mod launch;
+mod ledger;
 mod prepare;
 mod rank_program;
 mod run_dir;

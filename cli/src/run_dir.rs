@@ -154,7 +154,7 @@ impl RunDir {
         fs::write(&path, text).map_err(|e| CliError::write(&path, e))
     }
 
-    fn not_a_run(&self, what: &str) -> CliError {
+    pub(crate) fn not_a_run(&self, what: &str) -> CliError {
         CliError::NotARun { path: self.path.clone(), what: what.into() }
     }
 }

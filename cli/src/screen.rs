@@ -4,6 +4,7 @@ mod attached;
 pub(crate) mod checkpoints;
 mod data_progress;
 pub(crate) mod jobs;
+mod ledger;
 mod ranks;
 mod report;
 mod table;
@@ -11,6 +12,7 @@ mod training;
 
 pub(crate) use attached::AttachedView;
 pub(crate) use data_progress::DataProgress;
+pub(crate) use ledger::ledger;
 pub(crate) use ranks::ranks;
 pub(crate) use report::report;
 pub(crate) use training::{Story, TrainingView};

@@ -55,7 +55,15 @@ pub(crate) fn plan() -> TrainPlan {
             operation_timeout_s: 600,
             peer_timeout_ms: 5_000,
         },
-        checkpoint: CheckpointPlan { every_steps: 0, every_s: 300, keep: 2, at_end: true },
+        checkpoint: CheckpointPlan {
+            every_steps: 0,
+            every_s: 300,
+            keep: 2,
+            keep_every_steps: 0,
+            keep_best: false,
+            while_saving: WhileSaving::ByPeriod,
+            at_end: true,
+        },
         eval: EvalPlan { every_steps: 0, tokens: 0, final_tokens: 0, compare_compressors: false },
         output: OutputPlan {
             runs_dir: "/runs".into(),

@@ -23,6 +23,8 @@ pub struct RankMemory {
     pub optimizer: u64,
     /// One micro-batch, two where the program overlaps them; an estimate.
     pub activations: u64,
+    /// Host copy of this rank's weights and moments, fp32, from the first checkpoint on.
+    pub snapshot: u64,
 }
 
 impl RankMemory {
@@ -34,6 +36,7 @@ impl RankMemory {
             gradients: 0,
             optimizer: 0,
             activations: activations(plan) * if plan.parallel.overlap { 2 } else { 1 },
+            snapshot: 0,
         };
         let expert_ranks = plan.parallel.expert as u64;
         for parameter in &inventory.parameters {
@@ -52,6 +55,7 @@ impl RankMemory {
             memory.master_weights += 4 * if copied { here.div_ceil(shards) } else { here };
             memory.compute_weights += if copied { 2 * here } else { 0 };
             memory.optimizer += 8 * here.div_ceil(shards);
+            memory.snapshot += 12 * here.div_ceil(shards);
             memory.gradients += 4 * match reduction {
                 Reduction::Fast => here,
                 // Expert gradients keep one set for each of the `expert` source ranks.
@@ -71,6 +75,7 @@ impl RankMemory {
             + self.gradients
             + self.optimizer
             + self.activations
+            + self.snapshot
     }
 }
 

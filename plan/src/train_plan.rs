@@ -341,8 +341,30 @@ pub struct CheckpointPlan {
     pub every_s: u64,
     /// Keep the last this many.
     pub keep: usize,
+    /// Keep those whose step is a multiple of this as well; 0 = none for this reason.
+    #[serde(default)]
+    pub keep_every_steps: u64,
+    /// Keep the one with the lowest validation loss as well, among those saved at a step that was evaluated.
+    #[serde(default)]
+    pub keep_best: bool,
+    /// What becomes of a periodic save that is due while another is being written.
+    #[serde(default)]
+    pub while_saving: WhileSaving,
     /// Save at the end of training.
     pub at_end: bool,
+}
+
+/// What becomes of a periodic save that is due while another is being written. The save of a suspend always waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhileSaving {
+    /// One that is due by steps waits, one that is due by time is left out.
+    #[default]
+    ByPeriod,
+    /// It waits, and training with it.
+    Wait,
+    /// It is left out.
+    Skip,
 }
 
 /// Validation during and after training.
@@ -397,5 +419,22 @@ impl TrainPlan {
     /// Weight of the MTP loss at the start, 0 without MTP layers; `lr::mtp_loss_weight` follows its later steps.
     pub fn mtp_weight(&self) -> f64 {
         if self.model.mtp_layers == 0 { 0.0 } else { self.schedule.mtp_loss_weight }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Run directories outlive releases: what a newer one adds has a default.
+    #[test]
+    fn a_plan_without_newer_keys_still_parses() {
+        let plan = crate::fixture::plan();
+        let mut value = serde_json::to_value(&plan).unwrap();
+        let checkpoint = value["checkpoint"].as_object_mut().unwrap();
+        for key in ["keep_every_steps", "keep_best", "while_saving"] {
+            assert!(checkpoint.remove(key).is_some(), "{key}");
+        }
+        assert_eq!(serde_json::from_value::<TrainPlan>(value).unwrap(), plan);
     }
 }

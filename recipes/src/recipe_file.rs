@@ -5,7 +5,7 @@ use crate::error::Problems;
 use crate::read::{Key, PathText, Read, choice, section};
 use crate::tree::Node;
 use lampyris_plan::model_spec::Gate;
-use lampyris_plan::train_plan::{Compute, Device, Reduction, Shape};
+use lampyris_plan::train_plan::{Compute, Device, Reduction, Shape, WhileSaving};
 
 section! {
     /// A whole recipe.
@@ -291,6 +291,13 @@ section! {
         every_s: u64 = default("300");
         /// Keep the last this many.
         keep: usize = default("2");
+        /// Keep those whose step is a multiple of this as well; 0 = none for this reason.
+        keep_every_steps: u64 = default("0");
+        /// Keep the one with the lowest validation loss as well, among those saved at a step that was evaluated.
+        keep_best: bool = default("false");
+        /// A periodic save that is due while another is being written: `by_period` waits if it is due by steps and is
+        /// left out if by time; `wait` and `skip` do the same for both.
+        while_saving: WhileSaving = default("\"by_period\"");
         /// Save at the end of training.
         at_end: bool = default("true");
     }
@@ -364,6 +371,11 @@ pub(crate) enum DecayKind {
 choice! {
     Compute { "fp32" => Compute::Fp32, "bf16" => Compute::Bf16 }
     Device { "cpu" => Device::Cpu, "cuda" => Device::Cuda }
+    WhileSaving {
+        "by_period" => WhileSaving::ByPeriod,
+        "wait" => WhileSaving::Wait,
+        "skip" => WhileSaving::Skip,
+    }
     Reduction { "canonical" => Reduction::Canonical, "fast" => Reduction::Fast }
     Architecture {
         "llama" => Architecture::Llama,

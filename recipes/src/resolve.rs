@@ -98,6 +98,9 @@ pub(crate) fn plan(
             every_steps: recipe.checkpoint.every_steps,
             every_s: recipe.checkpoint.every_s,
             keep: recipe.checkpoint.keep,
+            keep_every_steps: recipe.checkpoint.keep_every_steps,
+            keep_best: recipe.checkpoint.keep_best,
+            while_saving: recipe.checkpoint.while_saving,
             at_end: recipe.checkpoint.at_end,
         },
         eval: plan::EvalPlan {

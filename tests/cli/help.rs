@@ -9,6 +9,7 @@ const SUB_COMMANDS: &[&str] = &[
     "resume",
     "suspend",
     "ranks",
+    "replay",
     "run",
     "up",
     "submit",

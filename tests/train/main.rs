@@ -4,6 +4,8 @@
 
 mod damage;
 mod golden;
+mod kill;
+mod ledger;
 mod parity;
 mod resume;
 mod text;

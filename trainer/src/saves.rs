@@ -9,7 +9,7 @@ use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
     Busy, CheckpointId, Digests, Meta, Retention, Run, Saved, Saver, Slot, Snapshot, Transfer,
 };
-use lampyris_plan::train_plan::CheckpointPlan;
+use lampyris_plan::train_plan::{CheckpointPlan, WhileSaving};
 use lampyris_plan::{Attempt, Step, TrainPlan};
 use lampyris_proto::rank::{self, from_rank::Body};
 use std::collections::BTreeMap;
@@ -45,8 +45,11 @@ impl Saves {
         device: Device,
     ) -> Result<Saves> {
         let digests = lampyris_plan::digest::Digests::of(plan);
-        let retention =
-            Retention { last: plan.checkpoint.keep.max(1), every_steps: 0, best: false };
+        let retention = Retention {
+            last: plan.checkpoint.keep.max(1),
+            every_steps: plan.checkpoint.keep_every_steps,
+            best: plan.checkpoint.keep_best,
+        };
         let ranks = rank.ranks.for_checkpoints()?;
         Ok(Saves {
             saver: Saver::new(run, ranks, Transfer::default(), Some(retention)),
@@ -69,14 +72,14 @@ impl Saves {
         (by_time, self.saver.in_flight())
     }
 
-    /// Saves if a step period has passed, or if the ranks have agreed that a time period has. A step period is a promise
-    /// and waits for a save in flight; a time period is a wish, which they leave out meanwhile. `at_end`: the final save
-    /// follows.
+    /// Saves if a step period has passed, or if the ranks have agreed that a time period has (`by_time`). While a save is
+    /// in flight on any (`busy`), the plan says whether it waits or is left out; by default a step period is a promise and
+    /// waits, a time period a wish. `at_end`: the final save follows.
     pub fn periodic(
         &mut self,
         rank: &Rank,
         link: &mut Link,
-        by_time: bool,
+        (by_time, busy): (bool, bool),
         at_end: bool,
     ) -> Result<()> {
         self.reap(link)?;
@@ -85,7 +88,12 @@ impl Saves {
         if at_end && self.policy.at_end || !(by_step || by_time) {
             return Ok(());
         }
-        self.begin(rank, link, Busy::Wait)
+        let left_out = match self.policy.while_saving {
+            WhileSaving::Wait => false,
+            WhileSaving::Skip => busy,
+            WhileSaving::ByPeriod => busy && !by_step,
+        };
+        if left_out { Ok(()) } else { self.begin(rank, link, Busy::Wait) }
     }
 
     /// Saves and waits until it is committed; nothing to do if this step is committed already.

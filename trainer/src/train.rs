@@ -12,7 +12,7 @@ use crate::step_metrics::StepMetrics;
 use crate::trace::{Clock, Lane, TraceFile};
 use crate::{load, machine, sampling};
 use anyhow::{Context, Result, bail, ensure};
-use lampyris_checkpoint::{Run, disk::RealDisk};
+use lampyris_checkpoint::{Run, Start, disk::RealDisk};
 use lampyris_comm::Secret;
 use lampyris_data::{Batch, Dataset};
 use lampyris_plan::program::Program;
@@ -88,6 +88,9 @@ pub fn read_plan(path: &std::path::Path) -> Result<TrainPlan> {
 
 /// Runs the rank to its end.
 pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> {
+    #[cfg(debug_assertions)]
+    lampyris_checkpoint::disk::fail_point::arm_from_environment(options.rank)
+        .map_err(anyhow::Error::msg)?;
     let world = usize::try_from(options.world)?;
     ensure!(
         world == plan.parallel.data,
@@ -149,6 +152,8 @@ struct Agreed {
     deadline: bool,
     /// Whether a save by time is due after this step.
     save: bool,
+    /// Whether a save is in flight on any rank.
+    saving: bool,
     /// Valid next-token targets of the global batch.
     valid: usize,
 }
@@ -180,6 +185,10 @@ impl<'a> Trainer<'a> {
     ) -> Result<Trainer<'a>> {
         let mut rank = Rank::of_plan(plan, device, ranks)?;
         let attempt = Attempt(options.attempt);
+        if rank.ranks.is_first() {
+            let dataset = dataset.fingerprint().to_string();
+            run.keep_start(attempt, &Start { dataset, plan: plan.clone() })?;
+        }
         load::state(&mut rank, plan, &run, attempt, link)?;
         let depths = rank.network.graph.depths();
         let batches = Batches::new(dataset, plan, depths, device)?;
@@ -243,7 +252,7 @@ impl<'a> Trainer<'a> {
                 self.evaluate(self.plan.eval.tokens, false)?;
             }
             let at_end = step == self.total_steps;
-            self.saves.periodic(&self.rank, self.link, agreed.save, at_end)?;
+            self.saves.periodic(&self.rank, self.link, (agreed.save, agreed.saving), at_end)?;
         }
         Ok(End::Finished)
     }
@@ -285,7 +294,8 @@ impl<'a> Trainer<'a> {
         Ok(Agreed {
             suspend: (suspend > 0).then_some(stay_stopped > 0),
             deadline: deadline > 0,
-            save: due > 0 && in_flight == 0,
+            save: due > 0,
+            saving: in_flight > 0,
             valid: usize::try_from(valid)?,
         })
     }

@@ -173,7 +173,8 @@ fn an_incomplete_checkpoint_is_not_committed() {
 /// One way to damage a file of a checkpoint.
 type Damage = (&'static str, fn(&Path));
 
-const DAMAGES: [Damage; 9] = [
+const DAMAGES: [Damage; 10] = [
+    ("rank-00000.index.json", tear),
     ("rank-00000.data", |path| flip(path, 5000)),
     ("rank-00001.data", |path| flip(path, 0)),
     ("rank-00001.data", |path| cut(path, 4096)),
@@ -188,6 +189,14 @@ const DAMAGES: [Damage; 9] = [
 fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// As if the second half had never reached the disk.
+fn tear(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let half = bytes.len() / 2;
+    bytes[half..].fill(0);
     std::fs::write(path, bytes).unwrap();
 }
 

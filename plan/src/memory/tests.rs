@@ -19,6 +19,7 @@ fn one_rank_holds_everything() {
     assert_eq!(found.master_weights, 4 * all);
     assert_eq!(found.compute_weights, 2 * copied);
     assert_eq!(found.optimizer, 8 * all);
+    assert_eq!(found.snapshot, 12 * all);
     assert_eq!(found.gradients, 3 * 4 * all); // log2(4 leaves) + 1
     assert_eq!(memory(&plan, Reduction::Fast).gradients, 4 * all);
     assert_eq!(checkpoint_bytes(&Inventory::new(&plan.model)), 12 * all + 4 * 3 * 8);
@@ -46,6 +47,7 @@ fn four_ranks_share_experts_and_optimizer() {
     assert_eq!(memory(&plan, Reduction::Fast).gradients, 4 * dense + 4 * (experts / 2));
     // Dense shards over 4 ranks, experts over the 2 that hold the same experts.
     assert_eq!(found.optimizer, 8 * (dense / 4) + 8 * (experts / 4));
+    assert_eq!(found.snapshot, 12 * (dense / 4) + 12 * (experts / 4));
 }
 
 #[test]

@@ -104,6 +104,8 @@ impl Report {
             false => "one micro-batch; an estimate",
         };
         table.row("activations", &binary(memory.kinds.activations), estimate)?;
+        let copy = "host copy for checkpoints, fp32";
+        table.row("snapshot", &binary(memory.kinds.snapshot), copy)?;
         table.row("total", &binary(memory.total), "")?;
         if plan.parallel.data > 1 {
             self.traffic(table)?;

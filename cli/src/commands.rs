@@ -25,8 +25,10 @@ mod resume;
 mod run;
 mod scheduler;
 mod shim;
+mod slurm;
 mod submit;
 mod submit_job;
+mod submit_slurm;
 mod suspend;
 mod trace;
 mod train;
@@ -66,6 +68,9 @@ enum Command {
     Stop(jobs::JobArgs),
     /// Continue a run from its last checkpoint, or let a suspended job go on
     Resume(resume::Args),
+    /// What the batch script of a job calls
+    #[command(subcommand, hide = true)]
+    Slurm(slurm::Command),
     /// Ask a run or a job to checkpoint and stay stopped until resumed
     Suspend(suspend::Args),
     /// List the nodes of a cluster
@@ -156,6 +161,8 @@ pub(crate) struct Environment {
     pub(crate) rank_program: Option<PathBuf>,
     /// `LAMPYRIS_CACHE`, else `~/.cache/lampyris`.
     pub(crate) cache_dir: PathBuf,
+    /// `LAMPYRIS_CONFIG`, else `~/.config/lampyris/config.toml`.
+    pub(crate) configuration: PathBuf,
     /// Folder in which the program was started.
     pub(crate) current_dir: PathBuf,
     /// `LAMPYRIS_SCHEDULER`.
@@ -171,6 +178,8 @@ impl Environment {
         Environment {
             rank_program: path(rank_program::VARIABLE),
             cache_dir: path("LAMPYRIS_CACHE").unwrap_or_else(|| home().join(".cache/lampyris")),
+            configuration: path("LAMPYRIS_CONFIG")
+                .unwrap_or_else(|| home().join(".config/lampyris/config.toml")),
             current_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")),
             scheduler: std::env::var("LAMPYRIS_SCHEDULER").ok(),
             user: std::env::var("USER").unwrap_or_else(|_| "nobody".into()),
@@ -189,6 +198,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
     match cli.command {
         Command::Plan(args) => plan::run(&args, environment),
         Command::Train(args) => train::run(&args, environment),
+        Command::Slurm(command) => slurm::run(command, environment),
         Command::Resume(args) => resume::run(&args, environment),
         Command::Run(args) => run::run(&args, environment),
         Command::Up(args) => up::run(&args, environment),

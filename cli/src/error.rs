@@ -3,6 +3,8 @@
 
 use crate::launch::Layout;
 use crate::screen;
+use crate::slurm::hostlist::HostListError;
+use crate::slurm::queue::SlurmError;
 use lampyris_comm as comm;
 use lampyris_data as data;
 use lampyris_plan::digest::Change;
@@ -46,6 +48,18 @@ pub(crate) enum CliError {
     RunDirNeeded,
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Invalid>),
+    #[error("{0}")]
+    Slurm(#[from] SlurmError),
+    #[error("{0}")]
+    HostList(#[from] HostListError),
+    #[error("{} is not a configuration: {what}", .path.display())]
+    Configuration { path: PathBuf, what: String },
+    #[error("{key} = {value:?} cannot stand in a batch script: expected {what}")]
+    SlurmSetting { key: &'static str, value: String, what: &'static str },
+    #[error("{variable} is not set: this is for the batch script of a Slurm job")]
+    OutsideSlurm { variable: &'static str },
+    #[error("job {job} of this run is still in the queue: {state}")]
+    Queued { job: u64, state: String },
     #[error("the number of the attempt is too large")]
     Attempts,
     /// The rank process failed; the shim knows the exit code.
@@ -173,6 +187,17 @@ impl CliError {
             CliError::Damaged { .. } => {
                 "a resume sets damaged ones aside and takes the newest good one".into()
             }
+            CliError::Slurm(error) => error.hint(),
+            CliError::Queued { job, .. } => {
+                format!("wait for it, or end it with `scancel {job}`")
+            }
+            _ => self.start_hint(),
+        }
+    }
+
+    /// What to try when a run cannot be started here.
+    fn start_hint(&self) -> String {
+        match self {
             CliError::RunDirNeeded => "name it with --run-dir, the same on all hosts".into(),
             CliError::Layout { .. } => {
                 "name both: --nodes N --ranks-per-node R trains with N x R ranks".into()

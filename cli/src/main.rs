@@ -14,6 +14,7 @@ mod rank_program;
 mod run_dir;
 mod screen;
 mod selected;
+mod slurm;
 mod started_run;
 mod trace_summary;
 

@@ -47,11 +47,7 @@ impl RunDir {
         now: &Zoned,
         recipe: &str,
     ) -> Result<RunDir, CliError> {
-        let default = || format!("{}-{}", plan.name, now.strftime("%Y%m%d-%H%M%S"));
-        let path = match named {
-            Some(path) => path.to_path_buf(),
-            None => plan.output.runs_dir.join(default()),
-        };
+        let path = RunDir::path_for(plan, named, now);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| CliError::write(parent, e))?;
         }
@@ -63,6 +59,12 @@ impl RunDir {
         run.write("recipe.toml", recipe)?;
         run.write_plan(plan)?;
         Ok(run)
+    }
+
+    /// Where [`RunDir::create`] makes the directory.
+    pub(crate) fn path_for(plan: &TrainPlan, named: Option<&Path>, now: &Zoned) -> PathBuf {
+        let default = || format!("{}-{}", plan.name, now.strftime("%Y%m%d-%H%M%S"));
+        named.map_or_else(|| plan.output.runs_dir.join(default()), Path::to_path_buf)
     }
 
     /// An existing one.

@@ -68,7 +68,8 @@ fn console_size() -> Option<(u16, u16)> {
 
 /// Something on the way: one line on stderr.
 pub(crate) fn note(text: impl fmt::Display) {
-    writeln!(std::io::stderr(), "{text}").ok();
+    // In one piece: srun labels what arrives together as one line.
+    std::io::stderr().write_all(format!("{text}\n").as_bytes()).ok();
 }
 
 /// Changed values of a plan, each on its own line, after a colon.

@@ -22,6 +22,7 @@ use lampyris_proto::rank::{
     ToRank, from_rank::Body, to_rank,
 };
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
+use signal_hook::consts::{SIGTERM, SIGUSR2};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -29,6 +30,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::{env, io};
 
 fn main() -> ExitCode {
@@ -53,6 +55,9 @@ fn build_id() -> String {
 
 fn train(arguments: &[String]) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    for signal in [SIGTERM, SIGUSR2] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).unwrap();
+    }
     let text = |flag: &str| {
         let at = arguments.iter().position(|argument| argument == flag);
         at.map(|at| arguments[at + 1].clone()).unwrap_or_default()

@@ -7,6 +7,7 @@ const SUB_COMMANDS: &[&str] = &[
     "plan",
     "train",
     "resume",
+    "submit",
     "suspend",
     "ranks",
     "replay",

@@ -22,6 +22,8 @@ mod resume;
 #[cfg(test)]
 mod shim;
 #[cfg(test)]
+mod slurm;
+#[cfg(test)]
 mod suspend;
 #[cfg(test)]
 mod train;

@@ -1,8 +1,10 @@
 //! `lampyris resume RUN`: a new attempt that continues from the newest good checkpoint of the run's lineage. With
-//! `--recipe` it continues under another recipe; values that may change its numbers must be named.
+//! `--recipe` it continues under another recipe; values that may change its numbers must be named. With `--cluster` it
+//! continues there.
 
 use super::cluster::ClusterArgs;
 use super::jobs::is_submitted;
+use super::submit_slurm::{Cluster, render, submit};
 use super::train::join;
 use super::{Environment, RecipeArgs};
 use crate::backend::{Backend, JobName};
@@ -12,6 +14,8 @@ use crate::prepare::{prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
+use crate::slurm::settings::SlurmArgs;
+use crate::slurm::{queue, submission};
 use crate::started_run::Start;
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
@@ -37,6 +41,11 @@ pub(crate) struct Args {
     launch: LaunchArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    /// Continue there instead of on this machine
+    #[arg(long = "cluster", value_enum, conflicts_with = "rendezvous")]
+    on: Option<Cluster>,
+    #[command(flatten)]
+    slurm: SlurmArgs,
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
@@ -51,6 +60,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let run = RunDir::open(&args.run)?;
     let _lock = run.lock()?;
     let before = run.plan()?;
+    refuse_if_queued(&run)?;
     let plan = args.plan(&before, environment)?;
     check_trainable(&plan)?;
     let layout = args.launch.layout(&plan)?;
@@ -72,9 +82,26 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     }
     let suspend = control::suspend_path(run.path());
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
+    if let Some(Cluster::Slurm) = args.on {
+        let script = render(run.path(), &plan.name, layout, &args.slurm, environment)?;
+        return submit(&run, &script);
+    }
     Announced::forget(&run)?;
     let (run, plan, dataset, trace) = (&run, &plan, &dataset, args.launch.trace);
     Start { run, plan, dataset, rank_program, layout, place, trace }.claim()?.to_the_end()
+}
+
+/// A run whose job is in Slurm's queue goes on by itself. A queue that does not answer forbids nothing: attempts fence.
+fn refuse_if_queued(run: &RunDir) -> Result<(), CliError> {
+    let Some(job) = submission::last_job(run)? else { return Ok(()) };
+    match queue::rows(&[job]).map(|mut rows| rows.remove(&job)) {
+        Ok(Some(row)) if !row.has_ended() => Err(CliError::Queued { job, state: row.state }),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            screen::note(format_args!("cannot ask Slurm whether job {job} has ended: {error}"));
+            Ok(())
+        }
+    }
 }
 
 impl Args {

@@ -1,7 +1,9 @@
-//! `lampyris submit RECIPE`: makes the run directory and hands it to the scheduler, which runs it when there is room.
+//! `lampyris submit RECIPE`: makes the run directory and hands it to the scheduler, which runs it when there is room, or to
+//! Slurm.
 
 use super::cluster::ClusterArgs;
 use super::submit_job::{JobOptions, Prepared};
+use super::submit_slurm::{self, Cluster, SlurmJobArgs};
 use super::train::RunDirArgs;
 use super::{Environment, RecipeArgs};
 use crate::backend::scheduler::{Scheduler, details};
@@ -43,6 +45,11 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     cluster: ClusterArgs,
+    /// Hand it there instead of to the scheduler
+    #[arg(long = "cluster", value_enum, conflicts_with_all = ["follow", "json", "scheduler"])]
+    on: Option<Cluster>,
+    #[command(flatten)]
+    slurm: SlurmJobArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,9 +66,12 @@ pub(crate) struct AdoptArgs {
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    let scheduler = args.cluster.connect(environment)?;
     let launch = LaunchArgs::new(args.nodes, args.ranks_per_node);
     let named = args.run_dir.named()?;
+    if let Some(Cluster::Slurm) = args.on {
+        return submit_slurm::run(&args.recipe, named, &launch, &args.slurm, environment);
+    }
+    let scheduler = args.cluster.connect(environment)?;
     let prepared = Prepared::new(&args.recipe, &launch, named, environment)?;
     let job = prepared.submit(&scheduler, &args.job, environment)?;
     if args.json {

@@ -3,7 +3,7 @@
 
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
-use crate::launch::{Announced, LaunchArgs, Place, await_word};
+use crate::launch::{Announced, LaunchArgs, Layout, Place, await_word};
 use crate::prepare::{prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
@@ -11,6 +11,7 @@ use crate::screen;
 use crate::started_run::Start;
 use jiff::Zoned;
 use lampyris_plan::validate::check_trainable;
+use lampyris_proto::Attempt;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -74,17 +75,28 @@ pub(crate) fn join(
     place: &Place,
     environment: &Environment,
 ) -> Result<u8, CliError> {
-    let rank_program = rank_program::find(environment.rank_program.clone())?;
     screen::note(format_args!("waiting for node 0 to start {}", path.display()));
     let (run, attempt) = await_word(path, launch)?;
+    let layout = launch.layout(&run.plan()?)?;
+    take_part(&run, attempt, (layout, launch.trace), Some(place.clone()), environment)
+}
+
+/// This host's ranks of an attempt that is claimed already; with a trace of each if asked for.
+pub(crate) fn take_part(
+    run: &RunDir,
+    attempt: Attempt,
+    (layout, trace): (Layout, bool),
+    place: Option<Place>,
+    environment: &Environment,
+) -> Result<u8, CliError> {
+    let rank_program = rank_program::find(environment.rank_program.clone())?;
     let plan = run.plan()?;
     let record = run.dataset()?;
     let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();
     let dataset = kept.map_or_else(|| prepare(&plan), Ok)?;
     if record.is_none_or(|record| record.fingerprint != dataset.fingerprint()) {
-        return Err(CliError::OtherText { run: path.to_path_buf() });
+        return Err(CliError::OtherText { run: run.path().to_path_buf() });
     }
-    let (layout, place) = (launch.layout(&plan)?, Some(place.clone()));
-    let (run, plan, dataset, trace) = (&run, &plan, &dataset, launch.trace);
+    let (plan, dataset) = (&plan, &dataset);
     Start { run, plan, dataset, rank_program, layout, place, trace }.join(attempt).to_the_end()
 }

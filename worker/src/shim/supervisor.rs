@@ -5,6 +5,7 @@ use super::outcome::{Event, Exit, Failure, FailureCause, Outcome, SuspendReason}
 use lampyris_proto::rank::{Deadline, Failed, Ready, Suspend, ToRank};
 use lampyris_proto::rank::{failed::Cause, from_rank::Body, to_rank};
 use lampyris_proto::{Attempt, Rank, Step};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -91,6 +92,14 @@ pub(super) struct Supervisor {
     actions: Vec<Action>,
 }
 
+impl RankState {
+    /// Whether it was ended by a request to checkpoint before it could hear the shim: Slurm sends its signals to every
+    /// process of a node, and a rank catches them from its first moments on. Nothing is lost.
+    fn never_began(&self) -> bool {
+        !self.ready && matches!(self.exit, Some(Exit::Signal(SIGTERM | SIGUSR2)))
+    }
+}
+
 impl Supervisor {
     pub(super) fn new(setup: Setup) -> Supervisor {
         let ranks = (0..setup.local_ranks).map(|_| RankState::default()).collect();
@@ -142,6 +151,10 @@ impl Supervisor {
         }
         let step = Step(self.ranks.iter().map(|rank| rank.step).max().unwrap_or(0));
         let exits: Vec<Exit> = self.ranks.iter().filter_map(|rank| rank.exit).collect();
+        if self.ranks.iter().any(RankState::never_began) {
+            let stay_stopped = self.suspend.as_ref().is_some_and(|suspend| suspend.stay_stopped);
+            return Some(Outcome::Suspended { step, stay_stopped });
+        }
         let suspended = |exit: &Exit| matches!(exit, Exit::Code(85 | 86));
         Some(if exits.iter().all(|exit| *exit == Exit::Code(0)) {
             Outcome::Finished
@@ -182,7 +195,7 @@ impl Supervisor {
             return Some(FailureCause::Protocol(what.clone()));
         }
         match rank.exit? {
-            Exit::Signal(_) if rank.killed => None,
+            Exit::Signal(_) if rank.killed || rank.never_began() => None,
             Exit::Signal(signal) => Some(FailureCause::Signalled(signal)),
             Exit::Code(0) if rank.finished => None,
             Exit::Code(85) if rank.suspended == Some(false) => None,
@@ -260,6 +273,9 @@ impl Supervisor {
 
     fn exited(&mut self, now: Duration, index: usize, exit: Exit) {
         self.ranks[index].exit = Some(exit);
+        if self.ranks[index].never_began() {
+            (0..self.ranks.len()).for_each(|index| self.kill(index));
+        }
         if self.own_failure(&self.ranks[index]).is_some() {
             self.failed(now, index);
         }
@@ -347,8 +363,6 @@ impl Supervisor {
         Rank(self.setup.first_rank.0 + index as u64)
     }
 }
-
-const SIGINT: i32 = signal_hook::consts::SIGINT;
 
 #[cfg(test)]
 mod tests;

@@ -296,3 +296,24 @@ fn a_rank_may_close_its_socket_only_to_exit() {
     exit(&mut shim, 2_001, 0, Exit::Signal(9));
     assert!(failure(&shim).to_string().contains("closed its socket"));
 }
+
+#[test]
+fn a_rank_that_a_request_ends_before_it_is_ready_was_never_started() {
+    for signal in [SIGTERM, SIGUSR2] {
+        let mut shim = Supervisor::new(Setup {
+            build_id: "b".into(),
+            attempt: Attempt(2),
+            first_rank: Rank(0),
+            local_ranks: 2,
+            report_after: ms(60_000),
+        });
+        let actions = exit(&mut shim, 0, 1, Exit::Signal(signal));
+        assert_eq!(actions, [Action::Kill(0)]);
+        exit(&mut shim, 1, 0, Exit::Signal(9));
+        let outcome = shim.outcome().unwrap();
+        assert_eq!(outcome, Outcome::Suspended { step: Step(0), stay_stopped: false });
+    }
+    let mut shim = ready(1);
+    exit(&mut shim, 0, 0, Exit::Signal(SIGTERM));
+    assert_eq!(shim.outcome().unwrap().exit_code(), 1);
+}

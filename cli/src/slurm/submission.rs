@@ -1,0 +1,121 @@
+//! Handing a job to Slurm, and the record of that in the run directory: `job.sbatch` is the script, `slurm.jsonl` has a
+//! line for every submission and every start.
+
+use super::queue::{self, SlurmError};
+use crate::error::CliError;
+use crate::run_dir::RunDir;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Name of the script in the run directory.
+const SCRIPT: &str = "job.sbatch";
+const RECORDS: &str = "slurm.jsonl";
+
+/// Variables of the submitting shell that a job must not inherit: inside an allocation they would pin its ranks to the
+/// cores of another job. SLURM_CONF only says where the cluster is.
+const FOREIGN: &[&str] = &["SLURM_", "SBATCH_", "SRUN_", "PMI", "SALLOC_"];
+const KEPT: &[&str] = &["SLURM_CONF"];
+
+/// A line of `slurm.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Record {
+    /// The script was handed to Slurm.
+    Submitted {
+        /// Slurm's number of the job.
+        job: u64,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// The job started an attempt.
+    Started {
+        /// Slurm's number of the job.
+        job: u64,
+        /// How often Slurm had requeued it.
+        restart: u64,
+        /// The attempt it claimed.
+        attempt: u64,
+        /// Slurm's list of its nodes.
+        nodes: String,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+}
+
+impl Record {
+    fn job(&self) -> u64 {
+        match self {
+            Record::Submitted { job, .. } | Record::Started { job, .. } => *job,
+        }
+    }
+}
+
+/// Where the script of a run lies.
+pub(crate) fn script_path(run: &RunDir) -> PathBuf {
+    run.path().join(SCRIPT)
+}
+
+/// Writes `script` into the run directory and hands it to Slurm. Gives Slurm's number of the job.
+pub(crate) fn submit(run: &RunDir, script: &str) -> Result<u64, CliError> {
+    let path = script_path(run);
+    fs::write(&path, script).map_err(|error| CliError::write(&path, error))?;
+    let mut command = Command::new("sbatch");
+    command.arg("--parsable").arg(&path).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_foreign) {
+            command.env_remove(name);
+        }
+    }
+    let said = queue::answer(command)?;
+    // `job` or `job;cluster`.
+    let number = said.trim().split(';').next().unwrap_or_default();
+    let job = number.parse().map_err(|_| SlurmError::Answer { program: "sbatch", said })?;
+    record(run, &Record::Submitted { job, at_ms: now_ms() })?;
+    Ok(job)
+}
+
+fn is_foreign(name: &str) -> bool {
+    FOREIGN.iter().any(|prefix| name.starts_with(prefix)) && !KEPT.contains(&name)
+}
+
+/// Adds a line to the record of the run.
+pub(crate) fn record(run: &RunDir, record: &Record) -> Result<(), CliError> {
+    let path = run.path().join(RECORDS);
+    let failed = |error| CliError::write(&path, error);
+    let text = serde_json::to_string(record).expect("plain data becomes JSON") + "\n";
+    let mut file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)
+}
+
+/// Slurm's number of the last job of the run; none if it never was Slurm's.
+pub(crate) fn last_job(run: &RunDir) -> Result<Option<u64>, CliError> {
+    let path = run.path().join(RECORDS);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| CliError::read(&path, error))?,
+    };
+    // A torn last line, from a full disk, is passed over.
+    let mut records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+    Ok(records.next_back().map(|record| record.job()))
+}
+
+pub(super) use lampyris_worker::shim::status::unix_ms as now_ms;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_another_job_are_foreign_and_the_cluster_is_not() {
+        for name in ["SLURM_CPU_BIND", "SBATCH_PARTITION", "PMI_RANK", "PMIX_ID", "SRUN_DEBUG"] {
+            assert!(is_foreign(name), "{name}");
+        }
+        for name in ["SLURM_CONF", "PATH", "LAMPYRIS_CACHE"] {
+            assert!(!is_foreign(name), "{name}");
+        }
+    }
+}

@@ -278,7 +278,9 @@ fn a_rank_killed_at_any_moment_of_connecting_is_named() {
             let died = words.contains("rank 2 died");
             let missing = words.contains("missing ranks") && words.contains("Rank(2)");
             assert!(died || missing, "{delay} ms: {words}");
-            assert!(!died || killed.elapsed() < Duration::from_secs(2), "{delay} ms: {words}");
+            // Whoever is at the rendezvous hears of the death when the last rank has come and all connect: the patience
+            // of 2 s bounds that wait, and the death itself is seen within a second of it.
+            assert!(!died || killed.elapsed() < Duration::from_secs(4), "{delay} ms: {words}");
         }
     }
 }

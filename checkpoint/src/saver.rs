@@ -96,6 +96,15 @@ impl Saver {
         Saver { run, transfer, retention, state: State::Idle(ranks, Vec::new()) }
     }
 
+    /// Uses these buffers, whose pages are touched already.
+    #[must_use]
+    pub fn with_buffers(mut self, buffers: Buffers) -> Saver {
+        if let State::Idle(_, held) = &mut self.state {
+            *held = buffers;
+        }
+        self
+    }
+
     /// Whether a save is being written.
     pub fn in_flight(&self) -> bool {
         matches!(&self.state, State::InFlight(thread) if !thread.is_finished())

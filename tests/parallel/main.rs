@@ -3,4 +3,5 @@
 #![allow(missing_docs, reason = "a test suite")]
 
 mod death;
+mod kill;
 mod layouts;

@@ -76,3 +76,25 @@ fn a_full_disk_while_saving_keeps_the_earlier_checkpoint() {
     assert!(ended.stderr.contains("space"), "{}", ended.stderr);
     assert_eq!(step, 4, "the first checkpoint is whole");
 }
+
+/// Each sync takes longer than dozens of steps; whatever happens to periodic saves, the last one is whole.
+#[test]
+fn a_slow_disk_leaves_saves_out_says_so_and_changes_no_bit() {
+    let desk = Desk::new();
+    let sets = [SHORT[0], SHORT[1], "checkpoint.every_steps=1", "checkpoint.keep=50"];
+    assert_eq!(desk.train("debug_llama", "fast", &sets).code, 0);
+    let sets = [&sets[..], &["checkpoint.while_saving=\"skip\""]].concat();
+    let mut slow = desk.train_command("debug_llama", "slow", &sets);
+    let output = slow.env("LAMPYRIS_FAIL_POINT", "0 sync 4 slow").output().expect("lampyris runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("no checkpoint after step"), "{text}");
+    assert!(text.contains("is still being written"), "{text}");
+    let metrics = std::fs::read_to_string(desk.path("slow/metrics.jsonl")).expect("metrics");
+    assert!(metrics.contains(r#""save_left_out":{"saving":"#), "{metrics}");
+    let saved = |name: &str| std::fs::read_dir(desk.path(name)).expect("lists").count();
+    assert_eq!(saved("fast/checkpoints"), 12);
+    assert!(saved("slow/checkpoints") < 12, "{text}");
+    assert_eq!(desk.losses("slow"), desk.losses("fast"));
+    desk.assert_same_state("slow", "fast");
+}

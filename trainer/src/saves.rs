@@ -11,11 +11,34 @@ use lampyris_checkpoint::{
 };
 use lampyris_plan::train_plan::{CheckpointPlan, WhileSaving};
 use lampyris_plan::{Attempt, Step, TrainPlan};
-use lampyris_proto::rank::{self, from_rank::Body};
+use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::Device;
+
+/// What becomes of saves, for the metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SaveEvent {
+    /// The save after `step` is committed everywhere.
+    Saved {
+        /// Steps completed.
+        step: u64,
+        /// Bytes that this rank wrote.
+        bytes: u64,
+        /// How long training stood still for it, in seconds.
+        stall_s: f64,
+        /// From the first write to the last sync of this rank, in seconds.
+        write_s: f64,
+    },
+    /// The save after `step` was left out: that of step `saving` was still being written.
+    LeftOut {
+        /// Steps completed.
+        step: u64,
+        /// The one in the way.
+        saving: u64,
+    },
+}
 
 /// The saves of one attempt.
 pub struct Saves {
@@ -28,6 +51,11 @@ pub struct Saves {
     slots: Arc<[Slot]>,
     last: Instant,
     last_step: Option<u64>,
+    /// How long training stood still for the last save.
+    stall: Duration,
+    /// The save in flight that was named last as the reason to leave one out.
+    in_the_way: Option<u64>,
+    events: Vec<SaveEvent>,
     /// Validation loss and the step at which it was measured.
     pub validation_loss: Option<(u64, f64)>,
 }
@@ -51,8 +79,14 @@ impl Saves {
             best: plan.checkpoint.keep_best,
         };
         let ranks = rank.ranks.for_checkpoints()?;
+        let mut buffers = Vec::new();
+        if plan.checkpoint.every_s > 0 || plan.checkpoint.every_steps > 0 {
+            // The first touch of memory costs several times what a copy costs: now, and not in the first save.
+            snapshot::copy_out(&rank.state, &rank.network.inventory, &mut buffers)?;
+        }
+        let saver = Saver::new(run, ranks, Transfer::default(), Some(retention));
         Ok(Saves {
-            saver: Saver::new(run, ranks, Transfer::default(), Some(retention)),
+            saver: saver.with_buffers(buffers),
             attempt,
             policy: plan.checkpoint.clone(),
             digests: Digests { numerics: digests.numerics, plan: digests.plan },
@@ -61,6 +95,9 @@ impl Saves {
             slots: snapshot::slots(&rank.state, &rank.network.inventory, &rank.ranks),
             last: Instant::now(),
             last_step: None,
+            stall: Duration::ZERO,
+            in_the_way: None,
+            events: Vec::new(),
             validation_loss: None,
         })
     }
@@ -93,7 +130,33 @@ impl Saves {
             WhileSaving::Skip => busy,
             WhileSaving::ByPeriod => busy && !by_step,
         };
-        if left_out { Ok(()) } else { self.begin(rank, link, Busy::Wait) }
+        if left_out {
+            self.leave_out(rank, link);
+            return Ok(());
+        }
+        self.begin(rank, link, Busy::Wait)
+    }
+
+    /// Says, once for each save that is in the way, that the save of this step is left out.
+    fn leave_out(&mut self, rank: &Rank, link: &mut Link) {
+        let Some(saving) = self.last_step.filter(|_| self.in_the_way != self.last_step) else {
+            return;
+        };
+        self.in_the_way = Some(saving);
+        let step = rank.state.progress.step;
+        self.events.push(SaveEvent::LeftOut { step, saving });
+        if rank.ranks.is_first() {
+            let text = format!(
+                "no checkpoint after step {step}: that of step {saving} is still being written; save less often, or let \
+                 training wait with checkpoint.while_saving = \"wait\""
+            );
+            link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
+        }
+    }
+
+    /// What has become of saves since the last call.
+    pub fn events(&mut self) -> Vec<SaveEvent> {
+        std::mem::take(&mut self.events)
     }
 
     /// Saves and waits until it is committed; nothing to do if this step is committed already.
@@ -109,22 +172,23 @@ impl Saves {
     /// Waits for the save in flight. When it has ended, it is committed on all ranks.
     pub fn drain(&mut self, link: &mut Link) -> Result<()> {
         match self.saver.wait() {
-            Some(outcome) => announce(link, outcome),
+            Some(outcome) => self.ended(link, outcome),
             None => Ok(()),
         }
     }
 
     fn reap(&mut self, link: &mut Link) -> Result<()> {
         match self.saver.poll() {
-            Some(outcome) => announce(link, outcome),
+            Some(outcome) => self.ended(link, outcome),
             None => Ok(()),
         }
     }
 
     fn begin(&mut self, rank: &Rank, link: &mut Link, busy: Busy) -> Result<()> {
+        let begun = Instant::now();
         let (buffers, ended) = self.saver.buffers(busy);
         if let Some(outcome) = ended {
-            announce(link, outcome)?;
+            self.ended(link, outcome)?;
         }
         let Some(mut buffers) = buffers else { return Ok(()) };
         snapshot::copy_out(&rank.state, &rank.network.inventory, &mut buffers)?;
@@ -140,22 +204,26 @@ impl Saves {
         };
         let slots = Arc::clone(&self.slots);
         if let Some(outcome) = self.saver.begin(Snapshot { meta, slots, buffers }) {
-            announce(link, outcome)?;
+            self.ended(link, outcome)?;
         }
         self.last = Instant::now();
+        self.stall = begun.elapsed();
         self.last_step = Some(step);
         Ok(())
     }
-}
 
-fn announce(link: &mut Link, outcome: lampyris_checkpoint::Result<Saved>) -> Result<()> {
-    let saved = outcome.context("saving a checkpoint")?;
-    let path = saved.committed.map(|path| path.display().to_string()).unwrap_or_default();
-    link.send(Body::Saved(rank::Saved {
-        step: saved.id.step.0,
-        path,
-        bytes: saved.bytes,
-        save_s: saved.write_time.as_secs_f64(),
-    }));
-    Ok(())
+    /// Tells what has become of the save that was in flight.
+    fn ended(
+        &mut self,
+        link: &mut Link,
+        outcome: lampyris_checkpoint::Result<Saved>,
+    ) -> Result<()> {
+        let saved = outcome.context("saving a checkpoint")?;
+        let (step, write_s) = (saved.id.step.0, saved.write_time.as_secs_f64());
+        let (bytes, stall_s) = (saved.bytes, self.stall.as_secs_f64());
+        self.events.push(SaveEvent::Saved { step, bytes, stall_s, write_s });
+        let path = saved.committed.map(|path| path.display().to_string()).unwrap_or_default();
+        link.send(Body::Saved(rank::Saved { step, path, bytes, save_s: write_s }));
+        Ok(())
+    }
 }

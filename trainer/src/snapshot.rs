@@ -4,7 +4,7 @@ use crate::ranks::Ranks;
 use crate::state::{Progress, State, intersection};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::{TensorEntry, split, tensor_list};
-use lampyris_checkpoint::{Buffers, Kind, Reader, Request, Slot};
+use lampyris_checkpoint::{Buffers, Kind, Reader, Request, Slot, Transfer};
 use lampyris_plan::{Inventory, Parameter};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -117,8 +117,7 @@ pub fn load(
             requests.push(Request { tensor: range.tensor, kind: *kind, start: range.start, out });
         }
     }
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
-    reader.load(requests, threads)?;
+    reader.load(requests, Transfer::default().threads)?;
     for Wanted { parameter, kind, within, values } in &wanted {
         let (bucket, placement) = state.buckets.place(parameter.id);
         let array = &state.arrays[bucket];

@@ -4,6 +4,7 @@ use crate::eval::Evaluation;
 use crate::executor::{StepInput, StepReport};
 use crate::machine;
 use crate::metrics::Metrics;
+use crate::saves::SaveEvent;
 use crate::state::Progress;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::flops::ForwardFlops;
@@ -86,6 +87,26 @@ impl StepMetrics {
         let mut line = Map::new();
         line.insert("step".into(), json!(step));
         line.insert("validation".into(), json!(evaluation));
+        self.metrics.write(step, line)
+    }
+
+    /// What has become of a save.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save(&mut self, event: &SaveEvent) -> io::Result<()> {
+        let (step, key, value) = match *event {
+            SaveEvent::Saved { step, bytes, stall_s, write_s } => {
+                let value = json!({ "bytes": bytes, "stall_s": stall_s, "write_s": write_s });
+                (step, "saved", value)
+            }
+            SaveEvent::LeftOut { step, saving } => {
+                (step, "save_left_out", json!({ "saving": saving }))
+            }
+        };
+        let mut line = Map::new();
+        line.insert("step".into(), json!(step));
+        line.insert(key.into(), value);
         self.metrics.write(step, line)
     }
 }

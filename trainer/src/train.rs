@@ -252,9 +252,17 @@ impl<'a> Trainer<'a> {
                 self.evaluate(self.plan.eval.tokens, false)?;
             }
             let at_end = step == self.total_steps;
-            self.saves.periodic(&self.rank, self.link, (agreed.save, agreed.saving), at_end)?;
+            let due = (agreed.save, agreed.saving);
+            self.saves.periodic(&self.rank, self.link, due, at_end)?;
+            self.note_saves()?;
         }
         Ok(End::Finished)
+    }
+
+    fn note_saves(&mut self) -> Result<()> {
+        let events = self.saves.events();
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
+        Ok(events.iter().try_for_each(|event| metrics.save(event))?)
     }
 
     /// This rank's micro-batches of the next step.
@@ -398,6 +406,7 @@ impl<'a> Trainer<'a> {
 
     fn suspend(&mut self, stay_stopped: bool) -> Result<End> {
         self.saves.now(&self.rank, self.link)?;
+        self.note_saves()?;
         let step = self.rank.state.progress.step;
         self.link.send(Body::Suspended(rank::Suspended { step, stay_stopped }));
         Ok(End::Suspended { stay_stopped })
@@ -409,6 +418,7 @@ impl<'a> Trainer<'a> {
             self.saves.now(&self.rank, self.link)?;
         }
         self.saves.drain(self.link)?;
+        self.note_saves()?;
         self.evaluate(self.plan.eval.final_tokens, true)?;
         self.sample()?;
         let progress = self.rank.state.progress;

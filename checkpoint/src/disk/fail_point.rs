@@ -1,23 +1,33 @@
-//! Ends or stops this process at a chosen disk operation, so that tests can kill a real rank wherever they like. Debug
-//! builds alone hold it; a release has nothing to arm.
+//! Ends, stops or slows this process at a chosen disk operation, so that tests can kill a real rank wherever they like and
+//! give it a slow disk. Debug builds alone hold it; a release has nothing to arm.
 
 use rustix::process::{Signal, getpid, kill_process};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The environment variable that a rank reads: `RANK OPERATION NTH SIGNAL`, for instance `0 rename 2 kill`. OPERATION is
-/// that of [`super::Disk`] or [`super::DiskFile`], or `any`; NTH counts them from 1; SIGNAL is `kill` or `stop`.
+/// The environment variable that a rank reads: `RANK OPERATION NTH ACTION`, for instance `0 rename 2 kill`. OPERATION is
+/// that of [`super::Disk`] or [`super::DiskFile`], or `any`; NTH counts them from 1; ACTION is `kill`, `stop`, or `slow`:
+/// from that one on they take [`SLOWER`] longer.
 pub const VARIABLE: &str = "LAMPYRIS_FAIL_POINT";
 
 /// How long the kernel may take to stop the other threads of a process.
 const STOPPING: Duration = Duration::from_millis(200);
 
+/// What a slow disk adds to each operation: a save of a small model then takes as long as dozens of its steps.
+const SLOWER: Duration = Duration::from_millis(300);
+
 #[derive(Debug, PartialEq, Eq)]
 struct FailPoint {
     operation: String,
     nth: usize,
-    signal: Signal,
+    action: Action,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Send(Signal),
+    Slow,
 }
 
 static ARMED: OnceLock<FailPoint> = OnceLock::new();
@@ -38,13 +48,14 @@ pub fn arm_from_environment(rank: u64) -> Result<(), String> {
 
 fn parse(text: &str) -> Option<(u64, FailPoint)> {
     let words: Vec<&str> = text.split(' ').collect();
-    let [rank, operation, nth, signal] = words.as_slice() else { return None };
-    let signal = match *signal {
-        "kill" => Signal::KILL,
-        "stop" => Signal::STOP,
+    let [rank, operation, nth, action] = words.as_slice() else { return None };
+    let action = match *action {
+        "kill" => Action::Send(Signal::KILL),
+        "stop" => Action::Send(Signal::STOP),
+        "slow" => Action::Slow,
         _ => return None,
     };
-    let point = FailPoint { operation: operation.to_string(), nth: nth.parse().ok()?, signal };
+    let point = FailPoint { operation: operation.to_string(), nth: nth.parse().ok()?, action };
     Some((rank.parse().ok()?, point))
 }
 
@@ -52,11 +63,19 @@ fn parse(text: &str) -> Option<(u64, FailPoint)> {
 pub(super) fn reached(operation: &str) {
     let Some(point) = ARMED.get() else { return };
     let here = point.operation == "any" || point.operation == operation;
-    if here && REACHED.fetch_add(1, Ordering::Relaxed) + 1 == point.nth {
-        kill_process(getpid(), point.signal).ok();
-        // A kill ends this thread before the call returns. A stop reaches it within moments; it must not go on to the
-        // operation before that.
-        std::thread::sleep(STOPPING);
+    if !here {
+        return;
+    }
+    let nth = REACHED.fetch_add(1, Ordering::Relaxed) + 1;
+    match point.action {
+        Action::Send(signal) if nth == point.nth => {
+            kill_process(getpid(), signal).ok();
+            // A kill ends this thread before the call returns. A stop reaches it within moments; it must not go on to the
+            // operation before that.
+            std::thread::sleep(STOPPING);
+        }
+        Action::Slow if nth >= point.nth => std::thread::sleep(SLOWER),
+        _ => {}
     }
 }
 
@@ -66,9 +85,10 @@ mod tests {
 
     #[test]
     fn points_are_parsed_and_anything_else_is_refused() {
-        let point = |signal| FailPoint { operation: "rename".to_string(), nth: 2, signal };
-        assert_eq!(parse("0 rename 2 kill"), Some((0, point(Signal::KILL))));
-        assert_eq!(parse("3 rename 2 stop"), Some((3, point(Signal::STOP))));
+        let point = |action| FailPoint { operation: "rename".to_string(), nth: 2, action };
+        assert_eq!(parse("0 rename 2 kill"), Some((0, point(Action::Send(Signal::KILL)))));
+        assert_eq!(parse("3 rename 2 stop"), Some((3, point(Action::Send(Signal::STOP)))));
+        assert_eq!(parse("1 rename 2 slow"), Some((1, point(Action::Slow))));
         for text in ["", "0 rename 2", "0 rename two kill", "0 rename 2 term", "0 rename 2 kill x"]
         {
             assert_eq!(parse(text), None, "{text}");

@@ -1,5 +1,6 @@
 //! Token ids and targets of one micro-batch on the device.
 
+use std::collections::HashMap;
 use tch::{Device, Tensor};
 
 /// One micro-batch of `sequences` windows of `length` positions. T = sequences * length.
@@ -13,6 +14,9 @@ pub struct MicroBatch {
     pub ids: Vec<Tensor>,
     /// `targets[k]`: i64 `[T]`, the token at position i + k + 1, or -1 where there is nothing to predict.
     pub targets: Vec<Tensor>,
+    /// By decoder layer: the expert of each `[T, K]` slot, in place of the gate's choice. Empty but where runs are compared
+    /// whose gates must not differ (`verify`).
+    pub choices: HashMap<usize, Vec<i64>>,
 }
 
 impl MicroBatch {
@@ -44,7 +48,7 @@ impl MicroBatch {
                 Tensor::from_slice(&targets).to(device)
             })
             .collect();
-        MicroBatch { sequences, length, ids, targets }
+        MicroBatch { sequences, length, ids, targets, choices: HashMap::new() }
     }
 
     /// Positions of the micro-batch, T.

@@ -172,7 +172,7 @@ impl Network {
         let (Some(router), Some(moe)) = (ids.router, &self.spec.moe) else {
             return Ok(SegmentOutput { slots: vec![residual, normed], experts: None });
         };
-        let gating = gate::forward(ctx, moe, router, &ctx.biases[layer], &normed)?;
+        let gating = gate::forward(ctx, moe, layer, router, &normed)?;
         let mut slots = vec![residual, normed, gating.weights];
         slots.extend(gating.balance);
         Ok(SegmentOutput { slots, experts: Some(gating.experts) })

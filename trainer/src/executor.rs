@@ -17,6 +17,7 @@ use lampyris_plan::program::{Instruction, Pass, Program};
 use lampyris_plan::segments::{Operation, Segment, Slot};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan};
 use lampyris_torch::Sink;
+use std::collections::HashMap;
 use std::time::Instant;
 use tch::Tensor;
 
@@ -280,17 +281,32 @@ impl Reader<'_> {
     /// Forward pass of the main model without gradients: the head's input `[T, d]`. Collective over the ranks that share
     /// experts.
     pub fn hidden(&self, batch: &MicroBatch) -> Result<Tensor> {
+        let head = Operation::Segment(Segment::Head(0));
+        Ok(self.walk(batch, Some(head))?.read(head).remove(0))
+    }
+
+    /// What the gates choose, by decoder layer, those of MTP layers among them: as [`MicroBatch::choices`] takes it.
+    pub fn choices(&self, batch: &MicroBatch) -> Result<HashMap<usize, Vec<i64>>> {
+        let micro = self.walk(batch, None)?;
+        let chosen = |layer: usize| -> Option<(usize, Vec<i64>)> {
+            let (experts, _) = micro.routing(layer)?.chosen();
+            Some((layer, experts.iter().map(|&expert| i64::from(expert)).collect()))
+        };
+        Ok((0..self.network.spec.all_layers()).filter_map(chosen).collect())
+    }
+
+    /// All operations in forward order, without gradients; up to `end` if it is given. Heads are left out.
+    fn walk(&self, batch: &MicroBatch, end: Option<Operation>) -> Result<Micro> {
         let sink = Sink::new();
         tch::no_grad(|| {
             let mut micro = Micro::new(&self.network.graph);
             let exchange = self.ranks.exchange();
-            for operation in self.network.graph.forward() {
+            let operations = self.network.graph.forward();
+            for operation in operations.into_iter().take_while(|o| Some(*o) != end) {
                 let needs = (operation, Pass::Forward);
                 exchange::settle(&mut micro, exchange, needs, &mut Clock::default())?;
                 match operation {
-                    Operation::Segment(Segment::Head(_)) => {
-                        return Ok(micro.read(operation).remove(0));
-                    }
+                    Operation::Segment(Segment::Head(_)) => {}
                     Operation::Segment(segment) => {
                         let inputs = micro.read(operation);
                         let outputs = self.segment(segment, batch, &sink, &mut micro, &inputs)?;
@@ -304,7 +320,11 @@ impl Reader<'_> {
                     }
                 }
             }
-            unreachable!("every graph ends with a head")
+            if let Some(end) = end {
+                let needs = (end, Pass::Forward);
+                exchange::settle(&mut micro, exchange, needs, &mut Clock::default())?;
+            }
+            Ok(micro)
         })
     }
 

@@ -18,18 +18,21 @@ pub(crate) struct Gating {
     pub(crate) balance: Option<Tensor>,
 }
 
-/// normed `[T, d]` -> gating; `bias` `[E]` takes part in the selection only.
+/// normed `[T, d]` -> gating of decoder layer `layer`; its bias `[E]` takes part in the selection only.
 pub(crate) fn forward(
     ctx: &Context<'_>,
     moe: &Moe,
+    layer: usize,
     router: usize,
-    bias: &[f32],
     normed: &Tensor,
 ) -> Result<Gating> {
     let logits = ops::linear(&normed.to_kind(Kind::Float), ctx.weights.get(router), ctx.sink)?;
     let scores = logits.sigmoid();
     let host = Vec::<f32>::try_from(scores.detach().to_device(tch::Device::Cpu).flatten(0, -1))?;
-    let experts = select(&host, bias, moe);
+    let experts = match ctx.batch.choices.get(&layer) {
+        Some(given) => given.clone(),
+        None => select(&host, &ctx.biases[layer], moe),
+    };
     let shape = [dim(ctx.batch.tokens()), dim(moe.experts_per_token)];
     let index = Tensor::from_slice(&experts).view(shape).to_device(normed.device());
     let picked = scores.gather(1, &index, false);

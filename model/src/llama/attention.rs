@@ -112,7 +112,8 @@ mod tests {
             (FLASH_FROM + 30, 2, 1, 8, 12),
         ] {
             let sequences = 2;
-            let batch = MicroBatch { sequences, length, ids: Vec::new(), targets: Vec::new() };
+            let windows = vec![0; sequences * length];
+            let batch = MicroBatch::new(&windows, length, 0, |_, _| true, Device::Cpu);
             let ctx = network.context(&weights, &[], &batch, &sink);
             let mut random = Random::new(length as u64);
             let (s, scale) = (dim(length), (d as f64).powf(-0.5));

@@ -92,6 +92,33 @@ fn fast_mode_is_within_its_bounds() {
     }
 }
 
+/// The gates of a run do what the one-rank run's did, not what their own scores say.
+#[test]
+fn pinned_choices_are_taken_in_place_of_the_gates() {
+    let plan = plan(true, Compute::Fp32);
+    let mut choices = world::choices(&plan).unwrap();
+    assert_eq!(choices.len(), plan.micro_batches());
+    let moe = plan.model.moe.clone().unwrap();
+    let layers: Vec<usize> =
+        (0..plan.model.all_layers()).filter(|&layer| plan.model.is_moe_layer(layer)).collect();
+    for of_micro in &choices {
+        let mut found: Vec<usize> = of_micro.keys().copied().collect();
+        found.sort_unstable();
+        assert_eq!(found, layers, "a layer of each gate, those of MTP too");
+    }
+    let two = layout(2, 2, 1, true, 1).apply(&plan);
+    let own = world::run(&two, 1, (1, None)).unwrap();
+    let pinned = world::run(&two, 1, (1, Some(&choices))).unwrap();
+    assert_eq!(own[0][0].losses, pinned[0][0].losses, "the same choice has the same bits");
+
+    // In one micro-batch of the second rank every expert is replaced by its neighbour.
+    let neighbour = |expert: &mut i64| *expert = (*expert + 1) % i64::try_from(moe.experts).unwrap();
+    choices.last_mut().unwrap().values_mut().flatten().for_each(neighbour);
+    let moved = world::run(&two, 1, (1, Some(&choices))).unwrap();
+    assert_ne!(own[0][0].losses, moved[0][0].losses);
+    assert_ne!(own[0][0].biases, moved[0][0].biases, "the counts are those of the given choice");
+}
+
 /// Ends the planting, whatever happens.
 struct Planted;
 

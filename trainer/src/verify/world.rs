@@ -15,10 +15,14 @@ use lampyris_plan::TrainPlan;
 use lampyris_plan::inventory::ParameterId;
 use lampyris_torch::dim;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
+
+/// The layout that all others are compared with.
+const ONE_RANK: Layout = Layout { data: 1, expert: 1, zero: 0, overlap: false, nodes: 1 };
 
 /// Threads of one process meet at once.
 const MEET_TIMEOUT: Duration = Duration::from_secs(60);
@@ -59,17 +63,35 @@ pub(crate) struct Observation {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// The plan on one rank.
-pub(crate) fn one_rank(plan: &TrainPlan, steps: usize) -> Result<Vec<Observation>> {
-    let alone = Layout { data: 1, expert: 1, zero: 0, overlap: false, nodes: 1 };
-    one(&alone.apply(plan), Ranks::alone(), steps)
+/// What the gates choose in each micro-batch of the first step: by micro-batch and decoder layer.
+pub(crate) type Choices = Vec<HashMap<usize, Vec<i64>>>;
+
+/// The choices of a run on one rank.
+pub(crate) fn choices(plan: &TrainPlan) -> Result<Choices> {
+    let plan = ONE_RANK.apply(plan);
+    let mut rank = Rank::of_plan(&plan, Device::Cpu, Ranks::alone())?;
+    rank.state.initialize(&rank.network.inventory, plan.seed);
+    let input = input(&plan, &rank, 0)?;
+    let reader = rank.reader()?;
+    let of = |batch: &MicroBatch| Ok(reader.choices(batch)?);
+    input.batches.iter().map(of).collect()
 }
 
-/// The plan on all its ranks: what each of them observes, by rank and step.
-pub(crate) fn run(plan: &TrainPlan, nodes: usize, steps: usize) -> Result<Vec<Vec<Observation>>> {
+/// The plan on one rank.
+pub(crate) fn one_rank(plan: &TrainPlan, steps: usize) -> Result<Vec<Observation>> {
+    one(&ONE_RANK.apply(plan), Ranks::alone(), (steps, None))
+}
+
+/// The plan on all its ranks, for so many steps; the first one's gates choose as `pinned` says. What each rank observes,
+/// by rank and step.
+pub(crate) fn run(
+    plan: &TrainPlan,
+    nodes: usize,
+    (steps, pinned): (usize, Option<&Choices>),
+) -> Result<Vec<Vec<Observation>>> {
     let world = plan.parallel.data;
     if world == 1 {
-        return Ok(vec![one(plan, Ranks::alone(), steps)?]);
+        return Ok(vec![one(plan, Ranks::alone(), (steps, pinned))?]);
     }
     let secret = Secret::random_bytes()?;
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -88,7 +110,7 @@ pub(crate) fn run(plan: &TrainPlan, nodes: usize, steps: usize) -> Result<Vec<Ve
             rendezvous: server.address(),
             secret: Secret::from_bytes(secret),
         };
-        one(plan, Ranks::connect(plan, place)?, steps)
+        one(plan, Ranks::connect(plan, place)?, (steps, pinned))
     };
     let rank = &rank;
     std::thread::scope(|scope| {
@@ -101,20 +123,34 @@ pub(crate) fn run(plan: &TrainPlan, nodes: usize, steps: usize) -> Result<Vec<Ve
     })
 }
 
-fn one(plan: &TrainPlan, ranks: Ranks, steps: usize) -> Result<Vec<Observation>> {
+fn one(
+    plan: &TrainPlan,
+    ranks: Ranks,
+    how: (usize, Option<&Choices>),
+) -> Result<Vec<Observation>> {
     let mut rank = Rank::of_plan(plan, Device::Cpu, ranks)?;
-    let found = train(plan, &mut rank, steps);
+    let found = train(plan, &mut rank, how);
     if let Err(error) = &found {
         rank.ranks.abort(&format!("{error:#}"));
     }
     found
 }
 
-fn train(plan: &TrainPlan, rank: &mut Rank, steps: usize) -> Result<Vec<Observation>> {
+fn train(
+    plan: &TrainPlan,
+    rank: &mut Rank,
+    (steps, pinned): (usize, Option<&Choices>),
+) -> Result<Vec<Observation>> {
     rank.state.initialize(&rank.network.inventory, plan.seed);
     let mut out = Vec::new();
     for step in 0..steps {
-        let input = input(plan, rank, step)?;
+        let mut input = input(plan, rank, step)?;
+        if let (0, Some(pinned)) = (step, pinned) {
+            let first = rank.ranks.rank() * input.batches.len();
+            for (batch, choices) in input.batches.iter_mut().zip(&pinned[first..]) {
+                batch.choices.clone_from(choices);
+            }
+        }
         let program = rank.program(plan, input.batches.len());
         let report = rank.executor(&plan.optimizer, &mut Clock::default()).run(&program, &input)?;
         let progress = &mut rank.state.progress;

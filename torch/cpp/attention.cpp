@@ -13,25 +13,26 @@ at::Tensor causal_mask(int64_t rows, int64_t sequence, const at::TensorOptions& 
   return at::arange(sequence, options.dtype(at::kLong)).view({1, sequence}).gt(row);
 }
 
-void causal_softmax_(at::Tensor& scores, double scale) {
-  int64_t sequence = scores.size(2), rows = scores.size(0) * scores.size(1);
+// scores [n, rows, keys]; the plain twin knows whole sequences only.
+void causal_softmax_(at::Tensor& scores, double scale, CausalBlock block) {
+  int64_t rows = scores.size(0) * scores.size(1);
   if (!use_kernels(scores)) {
     auto masked = (scores.to(at::kFloat) * scale)
-                      .masked_fill(causal_mask(scores.size(1), sequence, scores.options()), -INFINITY);
+                      .masked_fill(causal_mask(scores.size(1), block.keys, scores.options()), -INFINITY);
     scores.copy_(masked.softmax(-1));
     return;
   }
   by_type(scores, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     auto* sp = data<T>(scores);
-    parallel(rows, rows_per_task(sequence), [&](int64_t first, int64_t last) {
-      kernels<T>().causal_softmax(sp + first * sequence, float(scale), first, last - first, sequence);
+    parallel(rows, rows_per_task(block.keys), [&](int64_t first, int64_t last) {
+      kernels<T>().causal_softmax(sp + first * block.keys, float(scale), first, last - first, block);
     });
   });
 }
 
-void causal_softmax_backward_(at::Tensor& dp, const at::Tensor& p, double scale) {
-  int64_t sequence = p.size(2), rows = p.size(0) * p.size(1);
+void causal_softmax_backward_(at::Tensor& dp, const at::Tensor& p, double scale, CausalBlock block) {
+  int64_t rows = p.size(0) * p.size(1);
   if (!use_kernels(p)) {
     auto pf = p.to(at::kFloat), df = dp.to(at::kFloat);
     dp.copy_(pf * (df - (df * pf).sum(-1, true)) * scale);
@@ -40,11 +41,29 @@ void causal_softmax_backward_(at::Tensor& dp, const at::Tensor& p, double scale)
   by_type(p, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     auto *dpp = data<T>(dp), *pp = data<T>(p);
-    parallel(rows, rows_per_task(sequence), [&](int64_t first, int64_t last) {
-      kernels<T>().causal_softmax_backward(dpp + first * sequence, pp + first * sequence, float(scale), first,
-                                           last - first, sequence);
+    parallel(rows, rows_per_task(block.keys), [&](int64_t first, int64_t last) {
+      kernels<T>().causal_softmax_backward(dpp + first * block.keys, pp + first * block.keys, float(scale), first,
+                                           last - first, block);
     });
   });
+}
+
+// Positions of a block of queries. Their scores need the keys up to the block's end only, so that B blocks save
+// (B - 1) / 2B of the products; smaller blocks would make products too small to be fast.
+constexpr int64_t kQueryBlock = 128;
+
+// The blocks of queries [n, rows, d] over `sequence` keys; one where heads share keys, or where blocks would be uneven.
+std::vector<CausalBlock> query_blocks(const at::Tensor& q, int64_t sequence) {
+  if (!use_kernels(q) || q.size(1) != sequence || sequence % kQueryBlock != 0) return {{0, sequence, sequence}};
+  std::vector<CausalBlock> blocks;
+  for (int64_t first = 0; first < sequence; first += kQueryBlock)
+    blocks.push_back({first, kQueryBlock, first + kQueryBlock});
+  return blocks;
+}
+
+// The block's rows of x [n, rows, d].
+at::Tensor rows_of(const at::Tensor& x, CausalBlock block, int64_t sequence) {
+  return block.period == sequence ? x : x.narrow(1, block.first, block.period);
 }
 
 // q [n, g*S, d], k [n, S, d], v [n, S, d_v] -> [n, g*S, d_v]: g query heads share a key/value head; row r of a block is
@@ -52,20 +71,40 @@ void causal_softmax_backward_(at::Tensor& dp, const at::Tensor& p, double scale)
 struct Attention : torch::autograd::Function<Attention> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             double scale) {
-    auto p = at::bmm(q, k.transpose(1, 2));
-    causal_softmax_(p, scale);
-    ctx->save_for_backward({q, k, v, p});
+    auto out = at::empty({q.size(0), q.size(1), v.size(2)}, v.options());
+    variable_list saved{q, k, v};
+    for (auto block : query_blocks(q, k.size(1))) {
+      auto p = at::bmm(rows_of(q, block, k.size(1)), k.narrow(1, 0, block.keys).transpose(1, 2));
+      causal_softmax_(p, scale, block);
+      auto rows = rows_of(out, block, k.size(1));
+      at::bmm_out(rows, p, v.narrow(1, 0, block.keys));
+      saved.push_back(p);
+    }
+    ctx->save_for_backward(saved);
     ctx->saved_data["scale"] = scale;
-    return at::bmm(p, v);
+    return out;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
-    auto &q = saved[0], &k = saved[1], &v = saved[2], &p = saved[3];
+    auto &q = saved[0], &k = saved[1], &v = saved[2];
+    double scale = ctx->saved_data["scale"].toDouble();
     auto dout = grads[0].contiguous();
-    auto dv = at::bmm(p.transpose(1, 2), dout);
-    auto dp = at::bmm(dout, v.transpose(1, 2));
-    causal_softmax_backward_(dp, p, ctx->saved_data["scale"].toDouble());
-    return {at::bmm(dp, k), at::bmm(dp.transpose(1, 2), q), dv, {}};
+    auto dq = at::empty_like(q), dk = at::empty_like(k), dv = at::empty_like(v);
+    auto blocks = query_blocks(q, k.size(1));
+    // The last block sees all keys: it sets their gradients, and those before it add to their part.
+    for (size_t i = blocks.size(); i-- > 0;) {
+      auto block = blocks[i];
+      bool adds = i + 1 < blocks.size();
+      auto &p = saved[3 + i];
+      auto rows = rows_of(dout, block, k.size(1)), dq_rows = rows_of(dq, block, k.size(1));
+      auto dk_part = dk.narrow(1, 0, block.keys), dv_part = dv.narrow(1, 0, block.keys);
+      at::baddbmm_out(dv_part, dv_part, p.transpose(1, 2), rows, adds);
+      auto dp = at::bmm(rows, v.narrow(1, 0, block.keys).transpose(1, 2));
+      causal_softmax_backward_(dp, p, scale, block);
+      at::bmm_out(dq_rows, dp, k.narrow(1, 0, block.keys));
+      at::baddbmm_out(dk_part, dk_part, dp.transpose(1, 2), rows_of(q, block, k.size(1)), adds);
+    }
+    return {dq, dk, dv, {}};
   }
 };
 

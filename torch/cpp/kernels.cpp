@@ -149,25 +149,25 @@ void swiglu_backward(const T* dout, const T* gate_up, const float* weight, T* dg
 }
 
 template <typename T>
-void causal_softmax(T* scores, float scale, int64_t first_row, int64_t rows, int64_t sequence) {
-  for (int64_t r = 0; r < rows; ++r, scores += sequence) {
-    int64_t seen = (first_row + r) % sequence + 1;
+void causal_softmax(T* scores, float scale, int64_t first_row, int64_t rows, CausalBlock block) {
+  for (int64_t r = 0; r < rows; ++r, scores += block.keys) {
+    int64_t seen = block.first + (first_row + r) % block.period + 1;
     float top = lane_max(seen, [=](int64_t i) { return load(scores[i]); }) * scale;
     // The sum runs over unrounded exponentials, as torch's does; recomputing them is cheaper than a buffer.
     float sum = lane_sum(seen, [=](int64_t i) { return exp_approx(load(scores[i]) * scale - top); });
     float inverse = 1.0f / sum;
     for (int64_t i = 0; i < seen; ++i) scores[i] = store<T>(exp_approx(load(scores[i]) * scale - top) * inverse);
-    for (int64_t i = seen; i < sequence; ++i) scores[i] = store<T>(0.0f);
+    for (int64_t i = seen; i < block.keys; ++i) scores[i] = store<T>(0.0f);
   }
 }
 
 template <typename T>
-void causal_softmax_backward(T* dp, const T* p, float scale, int64_t first_row, int64_t rows, int64_t sequence) {
-  for (int64_t r = 0; r < rows; ++r, dp += sequence, p += sequence) {
-    int64_t seen = (first_row + r) % sequence + 1;
+void causal_softmax_backward(T* dp, const T* p, float scale, int64_t first_row, int64_t rows, CausalBlock block) {
+  for (int64_t r = 0; r < rows; ++r, dp += block.keys, p += block.keys) {
+    int64_t seen = block.first + (first_row + r) % block.period + 1;
     float dot = lane_sum(seen, [=](int64_t i) { return load(dp[i]) * load(p[i]); });
     for (int64_t i = 0; i < seen; ++i) dp[i] = store<T>(load(p[i]) * (load(dp[i]) - dot) * scale);
-    for (int64_t i = seen; i < sequence; ++i) dp[i] = store<T>(0.0f);
+    for (int64_t i = seen; i < block.keys; ++i) dp[i] = store<T>(0.0f);
   }
 }
 

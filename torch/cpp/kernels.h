@@ -31,6 +31,14 @@ struct GqaShape {
   bool interleaved;  // RoPE pairs (0,1), (2,3), ... instead of (i, i + head_dim/2)
 };
 
+// Scores [n, rows, keys] of a run of positions: row r of each item stands at position first + r % period, and sees the
+// keys up to its own.
+struct CausalBlock {
+  int64_t first;
+  int64_t period;
+  int64_t keys;
+};
+
 template <typename T>
 struct Kernels {
   // y = x * rstd(x) * w; saves rstd per row.
@@ -42,10 +50,10 @@ struct Kernels {
   void (*swiglu)(const T* gate_up, const float* weight, T* out, int64_t rows, int64_t width);
   void (*swiglu_backward)(const T* dout, const T* gate_up, const float* weight, T* dgate_up, float* dweight,
                           int64_t rows, int64_t width);
-  // In place: row r sees columns 0..=(first_row + r) % sequence; probabilities of scale * score, zeros elsewhere.
-  void (*causal_softmax)(T* scores, float scale, int64_t first_row, int64_t rows, int64_t sequence);
+  // In place: probabilities of scale * score in the columns that a row sees, zeros elsewhere.
+  void (*causal_softmax)(T* scores, float scale, int64_t first_row, int64_t rows, CausalBlock block);
   // In place: dp -> p * (dp - sum(dp * p)) * scale.
-  void (*causal_softmax_backward)(T* dp, const T* p, float scale, int64_t first_row, int64_t rows, int64_t sequence);
+  void (*causal_softmax_backward)(T* dp, const T* p, float scale, int64_t first_row, int64_t rows, CausalBlock block);
   // In place: logits -> gradient of (summed cross entropy) * scale; rows with target < 0 become zeros. Loss per row.
   void (*cross_entropy)(T* logits, const int64_t* targets, float* loss, float scale, int64_t rows, int64_t vocab);
   // q_raw [T, h*(d_n+d_r)], kv [T, h*(d_n+d_v)], k_rope [T, d_r] with a row stride -> q, k [B*h, S, d_n+d_r], v.

@@ -296,7 +296,7 @@ impl Reader<'_> {
     }
 
     /// All operations in forward order, without gradients; up to `end` if it is given. Heads are left out.
-    fn walk(&self, batch: &MicroBatch, end: Option<Operation>) -> Result<Micro> {
+    pub(crate) fn walk(&self, batch: &MicroBatch, end: Option<Operation>) -> Result<Micro> {
         let sink = Sink::new();
         tch::no_grad(|| {
             let mut micro = Micro::new(&self.network.graph);

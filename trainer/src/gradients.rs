@@ -6,11 +6,21 @@ use crate::Result;
 use crate::flat::{Flat, Memory};
 use crate::planted::{Bug, planted};
 use crate::state::{Layout, view};
-use lampyris_plan::buckets::Buckets;
-use lampyris_plan::inventory::Inventory;
+use lampyris_plan::buckets::{Bucket, Buckets};
+use lampyris_plan::inventory::{Inventory, ParameterId};
 use lampyris_plan::program::{accumulator_of, folds_after};
 use lampyris_torch::WeightGradient;
 use tch::{Kind, Tensor};
+
+/// A parameter's place in an accumulator.
+#[derive(Debug)]
+struct View {
+    /// In the parameter's shape.
+    tensor: Tensor,
+    /// Holds what an earlier leaf left: the first contribution takes its place. Clearing whole buckets instead takes 2 %
+    /// of a step where their memory was last read by another core.
+    stale: bool,
+}
 
 /// The accumulators of all buckets.
 #[derive(Debug)]
@@ -19,8 +29,10 @@ pub struct Gradients {
     finished: Vec<Flat>,
     /// `flat[source][level][bucket]`; level 0 of source 0 is `finished`. Dense buckets have one source.
     flat: Vec<Vec<Vec<Option<Tensor>>>>,
-    /// `views[source][level][parameter]`, in the parameter's shape, of the parameters that this rank holds.
-    views: Vec<Vec<Vec<Option<Tensor>>>>,
+    /// `views[source][level][parameter]`, of the parameters that this rank holds.
+    views: Vec<Vec<Vec<Option<View>>>>,
+    /// By bucket: its parameters.
+    members: Vec<Vec<ParameterId>>,
     /// Level that contributions go to.
     open: usize,
 }
@@ -58,27 +70,28 @@ impl Gradients {
                 (0..layout.accumulators).map(level).collect()
             })
             .collect();
-        let of_level = |level: &Vec<Option<Tensor>>| -> Vec<Option<Tensor>> {
+        let of_level = |level: &Vec<Option<Tensor>>| -> Vec<Option<View>> {
             let of = |p: &lampyris_plan::Parameter| {
                 let (bucket, placement) = buckets.find(p.id)?;
-                Some(view(level[bucket].as_ref()?, placement.offset, p))
+                let tensor = view(level[bucket].as_ref()?, placement.offset, p);
+                Some(View { tensor, stale: false })
             };
             inventory.parameters.iter().map(of).collect()
         };
         let views = flat.iter().map(|levels| levels.iter().map(of_level).collect()).collect();
-        Ok(Gradients { finished, flat, views, open: 0 })
+        let members = |b: &Bucket| b.placements.iter().map(|p| p.parameter).collect();
+        let members = buckets.buckets.iter().map(members).collect();
+        Ok(Gradients { finished, flat, views, members, open: 0 })
     }
 
-    /// Clears the accumulators of `leaf` and opens them.
+    /// Opens the accumulators of `leaf`.
     pub fn begin_leaf(&mut self, leaf: usize) {
         if planted(Bug::OffByOneLeaf) && leaf == 1 {
             return;
         }
         self.open = accumulator_of(leaf);
-        for source in &mut self.flat {
-            for bucket in source[self.open].iter_mut().flatten() {
-                let _zeroed = bucket.zero_();
-            }
+        for source in &mut self.views {
+            source[self.open].iter_mut().flatten().for_each(|view| view.stale = true);
         }
     }
 
@@ -93,26 +106,19 @@ impl Gradients {
         let source = (parameter / parameters).min(self.views.len() - 1);
         let view = &mut self.views[source][self.open][parameter % parameters];
         let view = view.as_mut().expect("a rank computes gradients of parameters that it holds");
-        match gradient {
-            WeightGradient::Matmul { x, dy, .. } => {
-                if x.kind() == Kind::Float {
-                    let _sum = view.f_addmm_(&dy.tr(), &x)?;
-                } else {
-                    let _sum = view.f_add_(&dy.tr().f_matmul(&x)?)?;
-                }
-            }
-            WeightGradient::Direct { gradient, .. } => {
-                let _sum = view.f_add_(&gradient)?;
-            }
-            WeightGradient::Embedding { ids, dy, .. } => {
-                let _sum = view.f_index_add_(0, &ids, &dy.to_kind(Kind::Float))?;
-            }
-        }
-        Ok(())
+        view.add(gradient)
     }
 
     /// After the last contribution of `leaf` to `bucket`: adds the subtrees that it completes.
     pub fn fold(&mut self, bucket: usize, leaf: usize) -> Result<()> {
+        for source in &mut self.views {
+            let level = &mut source[accumulator_of(leaf)];
+            for &parameter in &self.members[bucket] {
+                if let Some(view) = &mut level[parameter] {
+                    view.clear()?;
+                }
+            }
+        }
         for source in &mut self.flat {
             let mut top = accumulator_of(leaf);
             for _ in 0..folds_after(leaf) {
@@ -147,11 +153,52 @@ impl Gradients {
 
     /// The finished gradient of a parameter, in its shape; none if this rank does not hold it.
     pub fn of(&self, parameter: usize) -> Option<&Tensor> {
-        self.views[0][0][parameter].as_ref()
+        self.views[0][0][parameter].as_ref().map(|view| &view.tensor)
     }
 
     /// The finished gradient of a bucket, and what a reducer takes.
     pub fn bucket(&self, bucket: usize) -> &Flat {
         &self.finished[bucket]
+    }
+}
+
+impl View {
+    fn add(&mut self, gradient: WeightGradient) -> Result<()> {
+        match gradient {
+            WeightGradient::Matmul { x, dy, .. } => match (x.kind(), self.stale) {
+                (Kind::Float, false) => {
+                    let _sum = self.tensor.f_addmm_(&dy.tr(), &x)?;
+                }
+                (Kind::Float, true) => {
+                    let _product = dy.tr().f_mm_out(&self.tensor, &x)?;
+                }
+                _ => self.add_or_set(&dy.tr().f_matmul(&x)?)?,
+            },
+            WeightGradient::Direct { gradient, .. } => self.add_or_set(&gradient)?,
+            WeightGradient::Embedding { ids, dy, .. } => {
+                self.clear()?;
+                let _sum = self.tensor.f_index_add_(0, &ids, &dy.to_kind(Kind::Float))?;
+            }
+        }
+        self.stale = false;
+        Ok(())
+    }
+
+    fn add_or_set(&mut self, part: &Tensor) -> Result<()> {
+        match self.stale {
+            true => self.tensor.f_copy_(part)?,
+            false => {
+                let _sum = self.tensor.f_add_(part)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Zero, if nothing has come.
+    fn clear(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.stale) {
+            let _zeroed = self.tensor.f_zero_()?;
+        }
+        Ok(())
     }
 }

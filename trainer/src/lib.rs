@@ -1,6 +1,7 @@
 //! The rank process: builds from the plan, executes step programs, updates, reports, suspends (docs/architecture.md,
 //! "The rank").
 
+pub mod alone;
 pub mod batches;
 pub mod bench;
 pub mod build;

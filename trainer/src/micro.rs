@@ -7,6 +7,7 @@ use lampyris_plan::program::Pass;
 use lampyris_plan::segments::{Graph, Operation, Segment, Slot};
 use lampyris_torch::WeightGradient;
 use std::collections::HashMap;
+use std::rc::Rc;
 use tch::Tensor;
 
 /// What a segment's backward needs: its detached inputs and its attached outputs.
@@ -28,7 +29,7 @@ pub struct Micro {
     tapes: HashMap<Segment, Tape>,
     head_gradients: HashMap<Segment, Option<Tensor>>,
     weight_gradients: HashMap<Segment, Vec<WeightGradient>>,
-    routing: HashMap<usize, Routing>,
+    routing: HashMap<usize, Rc<Routing>>,
     blocks: HashMap<usize, Blocks>,
     handles: HashMap<usize, Handle>,
     flights: Vec<Flight>,
@@ -73,6 +74,20 @@ impl Micro {
     /// Stores what `operation` wrote.
     pub fn write(&mut self, operation: Operation, outputs: Vec<Tensor>) {
         self.values.extend(self.graph.writes(operation).into_iter().zip(outputs));
+    }
+
+    /// Takes over what `operation` wrote in another run of the same micro-batch, a gate's choice included.
+    pub fn take_forward(&mut self, operation: Operation, other: &Micro) {
+        for slot in self.graph.writes(operation) {
+            if let Some(value) = other.values.get(&slot) {
+                self.values.insert(slot, value.shallow_clone());
+            }
+        }
+        if let Operation::Segment(Segment::Attention(layer)) = operation
+            && let Some(routing) = other.routing.get(&layer)
+        {
+            self.routing.insert(layer, Rc::clone(routing));
+        }
     }
 
     /// Stores a segment's outputs, detached, and its tape. Returns the value of its balance loss, if it has one.
@@ -142,12 +157,12 @@ impl Micro {
 
     /// Stores the routing of a layer.
     pub fn set_routing(&mut self, layer: usize, routing: Routing) {
-        self.routing.insert(layer, routing);
+        self.routing.insert(layer, Rc::new(routing));
     }
 
     /// The routing of a layer.
     pub fn routing(&self, layer: usize) -> Option<&Routing> {
-        self.routing.get(&layer)
+        self.routing.get(&layer).map(Rc::as_ref)
     }
 
     /// Stores where the rows of the layer's experts lie.

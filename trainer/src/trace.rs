@@ -2,8 +2,10 @@
 //! communication ("exposed"), and on request a trace for ui.perfetto.dev.
 
 mod file;
+mod log;
 
 pub use file::TraceFile;
+pub use log::{Log, Span, Transfer};
 
 use lampyris_plan::program::{Instruction, Pass};
 use lampyris_plan::segments::Segment;
@@ -65,6 +67,8 @@ pub struct Clock {
     pub exposed: BTreeMap<Lane, Duration>,
     /// Where spans go.
     trace: Option<TraceFile>,
+    /// Where they are kept.
+    log: Option<Log>,
 }
 
 impl Clock {
@@ -78,8 +82,18 @@ impl Clock {
         Clock { on: true, ..Clock::default() }
     }
 
+    /// A clock that keeps a log.
+    pub fn logging() -> Clock {
+        Clock { log: Some(Log::default()), ..Clock::default() }
+    }
+
+    /// What it has kept since it was asked last.
+    pub fn take_log(&mut self) -> Log {
+        self.log.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     pub(crate) fn start(&self) -> Option<Instant> {
-        (self.on || self.trace.is_some()).then(Instant::now)
+        (self.on || self.trace.is_some() || self.log.is_some()).then(Instant::now)
     }
 
     pub(crate) fn stop(&mut self, started: Option<Instant>, instruction: Instruction) {
@@ -90,6 +104,9 @@ impl Clock {
         }
         if let Some(trace) = &mut self.trace {
             trace.span(lane(instruction), &instruction.to_string(), started, ended);
+        }
+        if let Some(log) = &mut self.log {
+            log.spans.push(Span { instruction, started, ended });
         }
     }
 
@@ -115,6 +132,9 @@ impl Clock {
         if let Some(trace) = &mut self.trace {
             trace.span(lane, &name(), started, done.max(started));
             trace.wait(lane, asked, ended);
+        } else if let Some(log) = &mut self.log {
+            let (done, waited) = (done.max(started), ended - asked);
+            log.transfers.push(Transfer { lane, name: name(), started, done, asked, waited });
         }
         Ok(value)
     }

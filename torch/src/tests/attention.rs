@@ -44,6 +44,10 @@ fn attention_equals_masked_softmax_for_shared_and_own_key_heads() {
         (2, 4, 33, 16, 8),
         (1, 3, 65, 5, 7),
         (4, 2, 100, 24, 16),
+        // Queries in blocks, and shared keys of the same length in one.
+        (3, 1, 256, 12, 8),
+        (2, 1, 384, 8, 16),
+        (1, 2, 256, 8, 8),
     ];
     for (blocks, group, sequence, d, d_v) in grid {
         let scale = (d as f64).powf(-0.5);

@@ -72,7 +72,6 @@ fn a_rank_without_memory_is_named_and_ends_the_run() {
     let desk = Desk::new();
     let (code, stderr, took) = harmed(&desk, &["batch.sequence_length=256"], without_memory);
     assert!(code != 0 && took < Duration::from_secs(10), "{code} after {took:?}: {stderr}");
-    eprintln!("{code} {took:?} {stderr}");
     assert!(stderr.contains("rank 1"), "{stderr}");
     assert!(stderr.contains("memory"), "{stderr}");
     resumes_as_undisturbed(&desk, &["batch.sequence_length=256"]);

@@ -73,7 +73,8 @@ fn draw(logits: &[f32], sampling: Sampling, n: u64) -> i64 {
     lampyris_torch::dim(order[kept - 1])
 }
 
-pub(crate) fn uniform(seed: u64, n: u64) -> f64 {
+/// The n-th number of a seed, uniform in [0, 1).
+pub fn uniform(seed: u64, n: u64) -> f64 {
     let hash = blake3::hash(&[seed.to_le_bytes(), n.to_le_bytes()].concat());
     let bytes: [u8; 8] = hash.as_bytes()[..8].try_into().expect("8 of 32 bytes");
     (u64::from_le_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64

@@ -112,7 +112,8 @@ fn pinned_choices_are_taken_in_place_of_the_gates() {
     assert_eq!(own[0][0].losses, pinned[0][0].losses, "the same choice has the same bits");
 
     // In one micro-batch of the second rank every expert is replaced by its neighbour.
-    let neighbour = |expert: &mut i64| *expert = (*expert + 1) % i64::try_from(moe.experts).unwrap();
+    let neighbour =
+        |expert: &mut i64| *expert = (*expert + 1) % i64::try_from(moe.experts).unwrap();
     choices.last_mut().unwrap().values_mut().flatten().for_each(neighbour);
     let moved = world::run(&two, 1, (1, Some(&choices))).unwrap();
     assert_ne!(own[0][0].losses, moved[0][0].losses);

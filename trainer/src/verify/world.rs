@@ -123,11 +123,7 @@ pub(crate) fn run(
     })
 }
 
-fn one(
-    plan: &TrainPlan,
-    ranks: Ranks,
-    how: (usize, Option<&Choices>),
-) -> Result<Vec<Observation>> {
+fn one(plan: &TrainPlan, ranks: Ranks, how: (usize, Option<&Choices>)) -> Result<Vec<Observation>> {
     let mut rank = Rank::of_plan(plan, Device::Cpu, ranks)?;
     let found = train(plan, &mut rank, how);
     if let Err(error) = &found {

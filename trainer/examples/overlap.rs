@@ -1,0 +1,369 @@
+//! One rank of a measurement of overlap: steps with and without it, and their transfers alone, in turn in one process.
+//! `scripts/bench_overlap.py` starts the ranks, one on each of several emulated hosts, and sums up what they print: one
+//! JSON object each. Place and rendezvous come from RANK, WORLD_SIZE and MASTER_ADDR.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use lampyris_comm::{Attempt, Secret, Server};
+use lampyris_model::MicroBatch;
+use lampyris_plan::buckets::Buckets;
+use lampyris_plan::program::{Instruction, Program};
+use lampyris_plan::segments::Segment;
+use lampyris_plan::timeline::{self, Bound, Cost};
+use lampyris_plan::{Mesh, TrainPlan};
+use lampyris_trainer::alone::Filled;
+use lampyris_trainer::bench;
+use lampyris_trainer::build::Rank;
+use lampyris_trainer::executor::StepInput;
+use lampyris_trainer::ranks::{Place, Ranks};
+use lampyris_trainer::sampling::uniform;
+use lampyris_trainer::state::Progress;
+use lampyris_trainer::trace::{Clock, Lane, Log, Transfer};
+use lampyris_trainer::train::loss_scales;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// All ranks start at once.
+const MEET_TIMEOUT: Duration = Duration::from_secs(60);
+/// Emulated hosts belong to one measurement.
+const PORT: u16 = 29_556;
+const SECRET: [u8; 32] = [7; 32];
+/// Steps whose results must be the same with and without overlap.
+const COMPARED: usize = 3;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Recipe whose step is measured.
+    #[arg(long)]
+    recipe: PathBuf,
+    /// Overrides of recipe keys.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Interleaved triples of a step with overlap, one without, and transfers alone.
+    #[arg(long, default_value_t = 12)]
+    rounds: usize,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    On,
+    Off,
+    Alone,
+}
+
+/// One step. Seconds.
+#[derive(Debug, Serialize)]
+struct Measured {
+    wall: f64,
+    /// From the third micro-batch's forward pass to the last one's: without the first and last pair of micro-batches.
+    steady_wall: f64,
+    /// Waits of the compute thread by kind of transfer.
+    exposed: BTreeMap<&'static str, f64>,
+    /// Of those, for rows of experts in the steady part.
+    steady_exposed: f64,
+    /// Waits for all gradient buckets but the final one.
+    reduce_exposed: f64,
+    /// From the first start to the last end of those buckets.
+    reduce_under_way: f64,
+    /// The last micro-batch's backward pass.
+    last_backward: f64,
+    /// Processor time of all threads but the compute thread.
+    other_threads: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    rank: usize,
+    /// Losses and gradient norms of the first steps have the same bits with and without overlap.
+    same_bits: bool,
+    on: Vec<Measured>,
+    off: Vec<Measured>,
+    alone: Vec<Measured>,
+    /// The critical path of the program with overlap, with times of the steps without.
+    bound: Bound,
+    exchanges: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
+    let rank: usize = variable("RANK")?.parse()?;
+    let world: usize = variable("WORLD_SIZE")?.parse()?;
+    let address: IpAddr = variable("MASTER_ADDR")?.parse()?;
+    let options = bench::Options {
+        recipe: arguments.recipe,
+        sets: arguments.sets,
+        warmup: 0,
+        steps: 0,
+        json: true,
+    };
+    let mut plan = bench::plan_of(&options)?;
+    plan.parallel.data = world;
+    tch::set_num_threads(1);
+    let rendezvous = SocketAddr::from((address, PORT));
+    let secret = || Secret::from_bytes(SECRET);
+    let start = || Server::start(rendezvous, secret(), Attempt(1), MEET_TIMEOUT);
+    let _server = (rank == 0).then(start).transpose()?;
+    let place = Place { rank, nodes: world, node: rank, attempt: 1, rendezvous, secret: secret() };
+    let ranks = Ranks::connect(&plan, place)?;
+    let report = measure(&plan, Rank::of_plan(&plan, Device::Cpu, ranks)?, arguments.rounds)?;
+    #[allow(clippy::print_stdout, reason = "what a measurement is for")]
+    {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
+/// Both programs; without experts on other ranks, overlap is that of reductions with the backward pass.
+fn programs(plan: &TrainPlan, rank: &Rank) -> (Program, Program) {
+    let micro_batches = plan.micro_batches() / plan.parallel.data;
+    let mut plan = plan.clone();
+    let mut make = |overlap| {
+        plan.parallel.overlap = overlap;
+        rank.program(&plan, micro_batches)
+    };
+    if plan_exchanges(rank) {
+        return (make(true), make(false));
+    }
+    let on = make(false);
+    let mut off = on.clone();
+    let reduces = |i: &Instruction| matches!(i, Instruction::ReduceBucket { .. });
+    let moved: Vec<Instruction> = off.instructions.extract_if(.., |i| reduces(i)).collect();
+    let norm = off.instructions.iter().position(|i| *i == Instruction::GradNorm);
+    let norm = norm.expect("every step has a norm");
+    off.instructions.splice(norm..norm, moved);
+    (on, off)
+}
+
+fn plan_exchanges(rank: &Rank) -> bool {
+    rank.ranks.exchange().is_some()
+}
+
+fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
+    let (on, off) = programs(plan, &rank);
+    let input = input(plan, &rank);
+    let same_bits =
+        first_steps(plan, &mut rank, &on, &input)? == first_steps(plan, &mut rank, &off, &input)?;
+    let reader = rank.reader()?;
+    let fill = |batch| Ok(Filled::new(&reader, batch)?);
+    let filled = input.batches.iter().map(fill).collect::<Result<Vec<Filled>>>()?;
+    let mut logs: HashMap<&str, Vec<Log>> = HashMap::new();
+    let mut report = Report {
+        rank: rank.ranks.rank(),
+        same_bits,
+        on: Vec::new(),
+        off: Vec::new(),
+        alone: Vec::new(),
+        bound: Bound::default(),
+        exchanges: plan_exchanges(&rank),
+    };
+    for round in 0..=rounds {
+        for mode in [Mode::On, Mode::Off, Mode::Alone] {
+            let program = if mode == Mode::Off { &off } else { &on };
+            rank.ranks.barrier()?;
+            let (log, took) = step(plan, &mut rank, (mode, program), (&input, &filled))?;
+            // The first round warms up.
+            if round == 0 {
+                continue;
+            }
+            let (list, name) = match mode {
+                Mode::On => (&mut report.on, "on"),
+                Mode::Off => (&mut report.off, "off"),
+                Mode::Alone => (&mut report.alone, "alone"),
+            };
+            list.push(measured(&log, took, program.micro_batches));
+            logs.entry(name).or_default().push(log);
+        }
+    }
+    report.bound = bound(plan, &rank, &on, (&logs["off"], &logs["alone"]));
+    rank.ranks.barrier()?;
+    Ok(report)
+}
+
+/// Runs one step; its log, and the processor time of the other threads.
+fn step(
+    plan: &TrainPlan,
+    rank: &mut Rank,
+    (mode, program): (Mode, &Program),
+    (input, filled): (&StepInput, &[Filled]),
+) -> Result<(Log, f64)> {
+    let mut clock = Clock::logging();
+    let before = other_threads()?;
+    let mut executor = rank.executor(&plan.optimizer, &mut clock);
+    match mode {
+        Mode::Alone => executor.run_alone(program, filled)?,
+        Mode::On | Mode::Off => {
+            executor.run(program, input)?;
+            rank.state.progress.step += 1;
+        }
+    }
+    Ok((clock.take_log(), other_threads()? - before))
+}
+
+/// Losses and gradient norms of a few steps from initial weights, as bits.
+fn first_steps(
+    plan: &TrainPlan,
+    rank: &mut Rank,
+    program: &Program,
+    input: &StepInput,
+) -> Result<Vec<u64>> {
+    rank.reader()?;
+    rank.ranks.barrier()?;
+    rank.state.initialize(&rank.network.inventory, plan.seed);
+    for array in &mut rank.state.arrays {
+        for moment in [&mut array.exp_avg, &mut array.exp_avg_sq] {
+            let _zeroed = moment.zero_();
+        }
+    }
+    rank.state.biases.iter_mut().for_each(|bias| bias.fill(0.0));
+    rank.state.progress = Progress::default();
+    rank.ranks.barrier()?;
+    let mut bits = Vec::new();
+    for _ in 0..COMPARED {
+        let mut clock = Clock::default();
+        let report = rank.executor(&plan.optimizer, &mut clock).run(program, input)?;
+        rank.state.progress.step += 1;
+        bits.extend(report.loss_sums.iter().map(|loss| loss.to_bits()));
+        bits.extend(report.grad_norm.map(|found| found.norm.to_bits()));
+    }
+    Ok(bits)
+}
+
+fn input(plan: &TrainPlan, rank: &Rank) -> StepInput {
+    let depths = rank.network.graph.depths();
+    let batch = &plan.batch;
+    let width = batch.sequence_length + depths;
+    let each = plan.micro_batches() / plan.parallel.data;
+    let first = rank.ranks.rank() * each;
+    let micro = |micro: usize| {
+        let count = batch.micro_batch * width;
+        let draw = |i: usize| uniform(plan.seed, (micro * count + i) as u64);
+        let tokens = (0..count).map(|i| (draw(i) * plan.model.vocab_size as f64) as i64);
+        let tokens: Vec<i64> = tokens.collect();
+        MicroBatch::new(&tokens, batch.sequence_length, depths, |_, _| true, Device::Cpu)
+    };
+    StepInput {
+        batches: (first..first + each).map(micro).collect(),
+        loss_scales: loss_scales(plan, 0, plan.step_tokens() as usize, depths),
+        balance_scale: 1.0 / batch.global_batch as f64,
+        lr: 1e-4,
+        bias_speed: 1e-3,
+    }
+}
+
+fn measured(log: &Log, other_threads: f64, micro_batches: usize) -> Measured {
+    let first = log.spans.first().expect("a program has instructions").started;
+    let last = log.spans.last().expect("a program has instructions").ended;
+    let begins = |micro: usize| {
+        let embed = Instruction::Forward { micro, segment: Segment::Embed };
+        log.spans.iter().find(|s| s.instruction == embed).map_or(first, |s| s.started)
+    };
+    let steady = (begins(2), begins(micro_batches - 1));
+    let rows = |t: &Transfer| matches!(t.lane, Lane::Dispatch | Lane::Combine);
+    let reduces = || log.transfers.iter().filter(|t| t.lane == Lane::Reduce);
+    let last_one = reduces().map(|t| t.started).max();
+    let early = |t: &Transfer| t.lane == Lane::Reduce && Some(t.started) != last_one;
+    let started = reduces().filter(|t| early(t)).map(|t| t.started).min();
+    let done = reduces().filter(|t| early(t)).map(|t| t.done).max();
+    let of_last = |i: &Instruction| {
+        matches!(i, Instruction::Backward { micro, .. } | Instruction::Weight { micro, .. }
+            if *micro + 1 == micro_batches)
+    };
+    let backward: Vec<_> = log.spans.iter().filter(|s| of_last(&s.instruction)).collect();
+    let backward = backward.first().zip(backward.last());
+    let seconds = |d: Duration| d.as_secs_f64();
+    Measured {
+        wall: seconds(last - first),
+        steady_wall: seconds(steady.1 - steady.0),
+        exposed: Lane::ALL
+            .map(|lane| (lane.name(), seconds(log.exposed((first, last), |t| t.lane == lane))))
+            .into(),
+        steady_exposed: seconds(log.exposed(steady, rows)),
+        reduce_exposed: seconds(log.exposed((first, last), early)),
+        reduce_under_way: started.zip(done).map_or(0.0, |(from, to)| seconds(to - from)),
+        last_backward: backward.map_or(0.0, |(from, to)| seconds(to.ended - from.started)),
+        other_threads,
+    }
+}
+
+/// Instruction or transfer without its micro-batch, by name.
+fn key(name: &str) -> String {
+    let is_micro = |word: &&str| {
+        word.strip_prefix('m')
+            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    name.split_whitespace().filter(|word| !is_micro(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// Computation and exchanges take what they took without overlap, in the median; reductions and gathers what each took
+/// on the link behind the one before it, alone.
+fn bound(plan: &TrainPlan, rank: &Rank, on: &Program, (off, alone): (&[Log], &[Log])) -> Bound {
+    let mut computed: HashMap<String, Vec<f64>> = HashMap::new();
+    let mut moved: HashMap<String, Vec<f64>> = HashMap::new();
+    for log in off {
+        let mut waits = log.transfers.iter().peekable();
+        for span in &log.spans {
+            let mut took = span.ended - span.started;
+            while let Some(wait) = waits.next_if(|t| t.asked < span.ended) {
+                took = took.saturating_sub(wait.waited);
+            }
+            computed
+                .entry(key(&span.instruction.to_string()))
+                .or_default()
+                .push(took.as_secs_f64());
+        }
+        for t in log.transfers.iter().filter(|t| matches!(t.lane, Lane::Dispatch | Lane::Combine)) {
+            moved.entry(key(&t.name)).or_default().push((t.done - t.started).as_secs_f64());
+        }
+    }
+    for log in alone {
+        for lane in [Lane::Reduce, Lane::Gather] {
+            let mut of_lane: Vec<&Transfer> =
+                log.transfers.iter().filter(|t| t.lane == lane).collect();
+            of_lane.sort_by_key(|t| t.done);
+            let mut free: Option<Instant> = None;
+            for t in of_lane {
+                let from = free.map_or(t.started, |free| free.max(t.started));
+                moved.entry(key(&t.name)).or_default().push((t.done - from).as_secs_f64());
+                free = Some(t.done);
+            }
+        }
+    }
+    let network = &rank.network;
+    let mesh = Mesh::new(&plan.parallel);
+    let index = mesh.expert_index(rank.ranks.rank());
+    let inventory = &network.inventory;
+    let bytes = plan.parallel.bucket_bytes;
+    let buckets = Buckets::new(inventory, bytes, |id| mesh.holds(index, inventory, id));
+    timeline::bound(on, (&network.graph, inventory, &buckets), |instruction| {
+        let name = key(&instruction.to_string());
+        let of = |map: &HashMap<String, Vec<f64>>| map.get(&name).map_or(0.0, |all| median(all));
+        Cost { compute_s: of(&computed), transfer_s: of(&moved) }
+    })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Processor time of all threads of this process but the first, seconds.
+fn other_threads() -> Result<f64> {
+    let mut sum = 0f64;
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy() == std::process::id().to_string() {
+            continue;
+        }
+        // A thread that has just ended has no more to say.
+        let Ok(text) = std::fs::read_to_string(entry.path().join("schedstat")) else { continue };
+        sum += text.split(' ').next().unwrap_or("0").parse::<f64>()?;
+    }
+    Ok(sum / 1e9)
+}

@@ -13,6 +13,7 @@ use crate::memory::SharedMemory;
 use crate::rendezvous::{Candidate, Watch, join, limit_waits};
 use crate::secret::{Secret, random_bytes};
 use crate::transport::Bell;
+use crate::transport::cubic;
 use crate::transport::shm::{Local, Mailbox};
 use crate::wire::handshake::{Hello, Purpose};
 use crate::wire::table::Entry;
@@ -23,7 +24,7 @@ use rustix::net::{
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -112,7 +113,8 @@ pub(crate) fn connect(
         timeout,
     };
     let (table, watch) = join(&candidate, |here| {
-        let listener = TcpListener::bind((me.address.unwrap_or(here.ip()), 0)).map_err(failed)?;
+        let address = SocketAddr::new(me.address.unwrap_or(here.ip()), 0);
+        let listener = cubic::listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
         tcp = Some(listener);
         Ok(Entry { rank: me.rank, node: me.node, address, local: local_name.clone() })
@@ -229,9 +231,9 @@ fn dial(me: &Membership, entry: &Entry, sockets: u8, deadline: Instant) -> Resul
         Error::Invalid(format!("rank {} has no address: {:?}", entry.rank, entry.address))
     })?;
     let stream = |purpose| {
-        let stream = TcpStream::connect_timeout(&address, left())
+        let fd = cubic::connect(address, left())
             .map_err(|e| Error::io(format!("connecting to rank {} at {address}", entry.rank), e))?;
-        greet(stream.into(), purpose)
+        greet(fd, purpose)
     };
     let mut pair = Pair::default();
     for lane in 0..sockets {

@@ -8,6 +8,7 @@
 //! A transport has no thread of its own: whoever owns it calls [`Transport::poll`] and sleeps on
 //! [`Transport::wait_on`].
 
+pub mod cubic;
 pub mod fake;
 pub mod mailbox;
 pub mod routed;

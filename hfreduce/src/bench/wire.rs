@@ -1,11 +1,14 @@
 //! One raw cubic tcp stream between two nodes: what the link gives to anybody.
 
 use crate::error::Result;
+use lampyris_comm::transport::cubic;
 use lampyris_comm::{Error as CommError, Group};
-use rustix::net::sockopt::set_tcp_congestion;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
+
+/// Time for the two ends to meet.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// Bytes per write.
 const WRITE: usize = 1 << 20;
@@ -18,7 +21,7 @@ pub(super) fn measure(world: &Group, seconds: f64, here: IpAddr) -> Result<f64> 
     let failed = |source| CommError::io("the raw stream", source);
     let mut rate = [0f64];
     if world.member() == other {
-        let listener = TcpListener::bind((here, 0)).map_err(failed)?;
+        let listener = cubic::listen((here, 0).into()).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
         let mut text = [0u8; 64];
         text[..address.len()].copy_from_slice(address.as_bytes());
@@ -40,8 +43,7 @@ pub(super) fn measure(world: &Group, seconds: f64, here: IpAddr) -> Result<f64> 
 }
 
 fn send(address: SocketAddr, time: Duration) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(address)?;
-    set_tcp_congestion(&stream, "cubic")?;
+    let mut stream = TcpStream::from(cubic::connect(address, CONNECT)?);
     let bytes = vec![0u8; WRITE];
     let until = Instant::now() + time;
     while Instant::now() < until {

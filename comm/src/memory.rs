@@ -10,8 +10,8 @@
 )]
 
 use crate::error::{Error, Result};
-use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// A run of bytes that several processes see. Whoever shares it agrees on who writes which bytes when.
 #[derive(Debug)]
 pub struct SharedMemory {
-    map: MmapRaw,
+    map: Mapping,
     fd: OwnedFd,
     bytes: usize,
 }
@@ -56,7 +56,7 @@ impl SharedMemory {
     }
 
     fn map(fd: OwnedFd, bytes: usize) -> Result<Arc<Self>> {
-        let map = MmapOptions::new().len(bytes.max(1)).map_raw(&fd).map_err(|source| {
+        let map = Mapping::new(&fd, bytes.max(1)).map_err(|source| {
             Error::io(format!("mapping {bytes} bytes of shared memory"), source)
         })?;
         Ok(Arc::new(Self { map, fd, bytes }))
@@ -74,7 +74,7 @@ impl SharedMemory {
 
     /// Where it is mapped in this process; page aligned.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.map.as_mut_ptr()
+        self.map.start.cast()
     }
 
     /// All of it as a raw view.
@@ -82,13 +82,75 @@ impl SharedMemory {
         Memory { ptr: self.as_ptr(), bytes: self.bytes }
     }
 
-    /// Touches every page now, so that the first operation does not pay for page faults.
+    /// Touches every page now, so that the first operation does not pay for page faults, in huge pages where the kernel
+    /// has them: sweeps over large buckets are bound by the misses of small ones (measured: 26 instead of 17 GB/s).
     pub fn populate(&self) {
+        let whole = self.bytes / HUGE * HUGE;
+        // SAFETY: the range is inside this mapping; collapsing pages does not change its contents.
+        if whole > 0 && unsafe { libc::madvise(self.map.start, whole, libc::MADV_COLLAPSE) } != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(%error, "no huge pages: shared memory stays in small ones");
+        }
         let advice = rustix::mm::Advice::LinuxPopulateWrite;
         // SAFETY: the range is this mapping; populating does not change its contents.
         let done = unsafe { rustix::mm::madvise(self.as_ptr().cast(), self.bytes.max(1), advice) };
         if let Err(error) = done {
             tracing::debug!(%error, "kernel without MADV_POPULATE_WRITE: pages come on first touch");
+        }
+    }
+}
+
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
+
+/// An address range that shows a file. Starts where a huge page can, so that all processes can map it by those.
+#[derive(Debug)]
+struct Mapping {
+    start: *mut std::ffi::c_void,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is an address range of the process, not of a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; whoever reads or writes the memory answers for it.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: &OwnedFd, bytes: usize) -> rustix::io::Result<Self> {
+        let (access, bytes) = (ProtFlags::READ | ProtFlags::WRITE, bytes.next_multiple_of(4096));
+        let null = std::ptr::null_mut();
+        if bytes < HUGE {
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            let start = unsafe { mmap(null, bytes, access, MapFlags::SHARED, fd, 0) }?;
+            return Ok(Self { start, bytes });
+        }
+        let reserve = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: as above.
+        let room = unsafe { mmap_anonymous(null, bytes + HUGE, ProtFlags::empty(), reserve) }?;
+        let mut mapping = Self { start: room, bytes: bytes + HUGE };
+        let before = room.align_offset(HUGE);
+        let start = room.wrapping_byte_add(before);
+        let fixed = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: replaces and gives back parts of the room just reserved, which nobody else knows; what is still ours is
+        // written down after each step, for `drop`.
+        unsafe {
+            mmap(start, bytes, access, fixed, fd, 0)?;
+            if before > 0 {
+                munmap(room, before)?;
+            }
+            (mapping.start, mapping.bytes) = (start, bytes + HUGE - before);
+            munmap(start.wrapping_byte_add(bytes), HUGE - before)?;
+        }
+        mapping.bytes = bytes;
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`; whoever holds a view of it has let go.
+        if let Err(error) = unsafe { munmap(self.start, self.bytes) } {
+            tracing::error!(%error, "unmapping shared memory failed");
         }
     }
 }
@@ -187,6 +249,24 @@ mod tests {
         unsafe {
             ours.memory().slice(4990..5000).bytes_mut().fill(7);
             assert_eq!(theirs.memory().slice(4989..5000).bytes()[..3], [0, 7, 7]);
+        }
+    }
+
+    #[test]
+    fn large_memory_starts_where_a_huge_page_can_and_keeps_its_contents() {
+        let bytes = 5 * HUGE + 12_345;
+        let ours = SharedMemory::create("test", bytes).expect("memory");
+        // SAFETY: nobody else touches this memory in the test.
+        unsafe { ours.memory().slice(HUGE - 1..HUGE + 1).bytes_mut().fill(9) };
+        ours.populate();
+        let fd = ours.as_fd().try_clone_to_owned().expect("fd");
+        let theirs = SharedMemory::from_fd(fd, bytes).expect("map");
+        for memory in [&ours, &theirs] {
+            assert_eq!(memory.as_ptr().align_offset(HUGE), 0);
+            // SAFETY: as above.
+            let seen = unsafe { memory.memory().bytes() };
+            assert_eq!((seen[HUGE - 1], seen[HUGE], seen[HUGE + 1]), (9, 9, 0));
+            assert_eq!(seen[bytes - 1], 0);
         }
     }
 

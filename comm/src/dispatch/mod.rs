@@ -46,7 +46,7 @@ pub use routes::Routes;
 use routes::Shape;
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
-use worker::{Ending, Worker};
+use worker::{Ending, Staging, Worker};
 
 /// How rows of received buffers are padded. A multiple of 1 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,14 @@ pub enum Path {
     /// One copy per (token, node), forwarded inside the node.
     PerNode,
 }
+
+/// A buffer that rows are read from, given to an operation and back.
+pub trait Readable: AsRef<[u8]> + Any + Send {}
+impl<T: AsRef<[u8]> + Any + Send> Readable for T {}
+
+/// A buffer that rows are written to, given to an operation and back.
+pub trait Writable: AsMut<[u8]> + Any + Send {}
+impl<T: AsMut<[u8]> + Any + Send> Writable for T {}
 
 /// Settings of a dispatcher. Equal on all members.
 #[derive(Debug, Clone, Copy)]
@@ -171,7 +179,7 @@ impl Dispatcher {
             Routing { shape: self.shape, done: Arc::clone(&done), found: OnceLock::new() };
         let routing = Arc::new(routing);
         let (shape, ways, target) = (self.shape, self.ways.clone(), Arc::clone(&routing));
-        let begin = move |_: &mut worker::Staging| {
+        let begin = move |_: &mut Staging| {
             let found = ways.route(shape, &chosen, slots)?;
             target.found.set(found).expect("set only here");
             Ok(())
@@ -186,43 +194,32 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the handle is another dispatcher's. All else is an error of `wait`.
-    pub fn start_dispatch<B, O>(
+    pub fn start_dispatch<B: Readable, O: Writable>(
         &self,
         handle: &Handle,
         tokens: B,
         row_bytes: usize,
         make: impl FnOnce(&Routes) -> O + Send + 'static,
-    ) -> Result<Pending<(B, O)>>
-    where
-        B: AsRef<[u8]> + Any + Send,
-        O: AsMut<[u8]> + Any + Send,
-    {
+    ) -> Result<Pending<(B, O)>> {
         if self.path == Path::Direct {
             return self.start_direct(handle, (tokens, Input::Tokens), row_bytes, make);
         }
-        self.check(handle)?;
-        let done = Completion::keeping(Box::new(()));
-        let (handle, ways) = (handle.clone(), self.ways.clone());
-        let (again, onward) = (handle.clone(), ways.clone());
-        let begin = move |staging: &mut worker::Staging| {
-            let (routes, hops) = handle.get()?;
-            let hops = hops.as_ref().expect("made on this path");
+        let begin = move |way: &Way, staging: &mut Staging| {
+            let (routes, hops) = way.routes_and_hops()?;
             let output = prepare(routes, (tokens.as_ref(), Input::Tokens), row_bytes, make)?;
-            let hop = ways.start_hop(routes, hops, (tokens.as_ref(), row_bytes), staging)?;
+            let hop = way.ways.start_hop(routes, hops, (tokens.as_ref(), row_bytes), staging)?;
             Ok((tokens, output, hop))
         };
-        let finish = move |(tokens, output, hop): (B, O, Hop), staging: &mut worker::Staging| {
-            let (routes, hops) = again.get()?;
-            let hops = hops.as_ref().expect("made on this path");
+        let finish = move |way: &Way, (tokens, output, hop): (B, O, Hop), staging: &mut Staging| {
             let (packed, came) = hop.wait()?;
             staging.give_back(packed);
             let inputs = (tokens.as_ref(), &came[..]);
-            let output = onward.fan_out((routes, hops), inputs, (output, row_bytes), staging)?;
+            let output =
+                way.ways.fan_out(way.routes_and_hops()?, inputs, (output, row_bytes), staging)?;
             staging.give_back(came);
             Ok((tokens, output))
         };
-        self.worker.push(job(Ending(Arc::clone(&done)), begin, finish));
-        Ok(Pending::new(done))
+        self.start(handle, begin, finish)
     }
 
     /// Starts bytes of each choice, `[tokens, slots, row_bytes]` (routing weights, fp32), on the way that the choice's
@@ -230,49 +227,37 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the handle is another dispatcher's. All else is an error of `wait`.
-    pub fn start_dispatch_choices<B, O>(
+    pub fn start_dispatch_choices<B: Readable, O: Writable>(
         &self,
         handle: &Handle,
         choices: B,
         row_bytes: usize,
         make: impl FnOnce(&Routes) -> O + Send + 'static,
-    ) -> Result<Pending<(B, O)>>
-    where
-        B: AsRef<[u8]> + Any + Send,
-        O: AsMut<[u8]> + Any + Send,
-    {
+    ) -> Result<Pending<(B, O)>> {
         self.start_direct(handle, (choices, Input::Choices), row_bytes, make)
     }
 
-    fn start_direct<B, O>(
+    fn start_direct<B: Readable, O: Writable>(
         &self,
         handle: &Handle,
         (input, rows): (B, Input),
         row_bytes: usize,
         make: impl FnOnce(&Routes) -> O + Send + 'static,
-    ) -> Result<Pending<(B, O)>>
-    where
-        B: AsRef<[u8]> + Any + Send,
-        O: AsMut<[u8]> + Any + Send,
-    {
-        self.check(handle)?;
-        let done = Completion::keeping(Box::new(()));
-        let (handle, ways) = (handle.clone(), self.ways.clone());
-        let begin = move |staging: &mut worker::Staging| {
-            let (routes, _) = handle.get()?;
-            let output = prepare(routes, (input.as_ref(), rows), row_bytes, make)?;
+    ) -> Result<Pending<(B, O)>> {
+        let begin = move |way: &Way, staging: &mut Staging| {
+            let routes = way.routes()?;
             let from = (input.as_ref(), rows);
-            let moving = ways.start_direct(routes, from, (output, row_bytes), staging)?;
+            let output = prepare(routes, from, row_bytes, make)?;
+            let moving = way.ways.start_direct(routes, from, (output, row_bytes), staging)?;
             Ok((input, moving))
         };
-        let finish = |(input, moving): (B, Pending<(Vec<u8>, O)>),
-                      staging: &mut worker::Staging| {
-            let (packed, output) = moving.wait()?;
-            staging.give_back(packed);
-            Ok((input, output))
-        };
-        self.worker.push(job(Ending(Arc::clone(&done)), begin, finish));
-        Ok(Pending::new(done))
+        let finish =
+            |_: &Way, (input, moving): (B, Pending<(Vec<u8>, O)>), staging: &mut Staging| {
+                let (packed, output) = moving.wait()?;
+                staging.give_back(packed);
+                Ok((input, output))
+            };
+        self.start(handle, begin, finish)
     }
 
     /// Starts rows, laid out as they were received (`[routes.rows(), row_bytes]`; padding is ignored), on their way
@@ -280,46 +265,66 @@ impl Dispatcher {
     ///
     /// # Errors
     /// When the handle is another dispatcher's. All else is an error of `wait`.
-    pub fn start_combine<B, O>(
+    pub fn start_combine<B: Readable, O: Writable>(
         &self,
         handle: &Handle,
         rows: B,
         row_bytes: usize,
         mut output: O,
-    ) -> Result<Pending<(B, O)>>
-    where
-        B: AsRef<[u8]> + Any + Send,
-        O: AsMut<[u8]> + Any + Send,
-    {
-        self.check(handle)?;
-        let done = Completion::keeping(Box::new(()));
-        let (handle, ways) = (handle.clone(), self.ways.clone());
-        let (again, onward) = (handle.clone(), ways.clone());
-        let begin = move |staging: &mut worker::Staging| {
-            let (routes, _) = handle.get()?;
+    ) -> Result<Pending<(B, O)>> {
+        let begin = move |way: &Way, staging: &mut Staging| {
+            let routes = way.routes()?;
             check("rows to combine", rows.as_ref().len(), routes.rows(), row_bytes)?;
             let choices = Input::Choices.rows(routes);
             check("the output of combine", output.as_mut().len(), choices, row_bytes)?;
-            let rows = (rows, row_bytes);
-            let home = ways.start_home(routes, rows, output.as_mut(), staging)?;
+            let home = way.ways.start_home(routes, (rows, row_bytes), output.as_mut(), staging)?;
             Ok((output, home))
         };
-        let finish = move |(mut output, home): (O, Pending<(B, Vec<u8>)>),
-                           staging: &mut worker::Staging| {
+        let finish = move |way: &Way,
+                           (mut output, home): (O, Pending<(B, Vec<u8>)>),
+                           staging: &mut Staging| {
             let (rows, came) = home.wait()?;
-            onward.scatter(again.wait()?, &came, output.as_mut(), row_bytes);
+            way.ways.scatter(way.routes()?, &came, output.as_mut(), row_bytes);
             staging.give_back(came);
             Ok((rows, output))
         };
+        self.start(handle, begin, finish)
+    }
+
+    /// Hands a movement to the thread: what begins it, and what waits for its end.
+    fn start<S: 'static, T: Any + Send>(
+        &self,
+        handle: &Handle,
+        begin: impl FnOnce(&Way, &mut Staging) -> Result<S> + Send + 'static,
+        finish: impl FnOnce(&Way, S, &mut Staging) -> Result<T> + Send + 'static,
+    ) -> Result<Pending<T>> {
+        if handle.0.shape != self.shape {
+            return Err(Error::Invalid("a handle of another dispatcher".into()));
+        }
+        let done = Completion::keeping(Box::new(()));
+        let way = Arc::new(Way { handle: handle.clone(), ways: self.ways.clone() });
+        let again = Arc::clone(&way);
+        let begin = move |staging: &mut Staging| begin(&way, staging);
+        let finish = move |begun, staging: &mut Staging| finish(&again, begun, staging);
         self.worker.push(job(Ending(Arc::clone(&done)), begin, finish));
         Ok(Pending::new(done))
     }
+}
 
-    fn check(&self, handle: &Handle) -> Result<()> {
-        if handle.0.shape == self.shape {
-            return Ok(());
-        }
-        Err(Error::Invalid("a handle of another dispatcher".into()))
+/// What both halves of a movement know.
+struct Way {
+    handle: Handle,
+    ways: Ways,
+}
+
+impl Way {
+    fn routes(&self) -> Result<&Routes> {
+        self.handle.wait()
+    }
+
+    fn routes_and_hops(&self) -> Result<(&Routes, &Hops)> {
+        let (routes, hops) = self.handle.get()?;
+        Ok((routes, hops.as_ref().expect("made on this path")))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::hops::{self, Hops, Places, Source};
 use super::routes::{Routes, Shape, bytes, count};
 use super::worker::{Ending, Finish, Job, Staging};
+use super::{Readable, Writable};
 use crate::completion::Pending;
 use crate::error::{Error, Result};
 use crate::group::Group;
@@ -142,7 +143,7 @@ impl Ways {
     }
 
     /// Packs what leaves, keeps what stays, and starts the exchange into `output`.
-    pub(super) fn start_direct<O: AsMut<[u8]> + Any + Send>(
+    pub(super) fn start_direct<O: Writable>(
         &self,
         routes: &Routes,
         (input, rows): (&[u8], Input),
@@ -190,7 +191,7 @@ impl Ways {
     }
 
     /// Copies own and forwarded tokens to the experts' owners on this node. Waits.
-    pub(super) fn fan_out<O: AsMut<[u8]> + Any + Send>(
+    pub(super) fn fan_out<O: Writable>(
         &self,
         (routes, hops): (&Routes, &Hops),
         (tokens, came): (&[u8], &[u8]),
@@ -236,7 +237,7 @@ impl Ways {
     }
 
     /// Starts rows on their way home; they arrive in the order in which they left.
-    pub(super) fn start_home<B: AsRef<[u8]> + Any + Send>(
+    pub(super) fn start_home<B: Readable>(
         &self,
         routes: &Routes,
         (rows, row_bytes): (B, usize),

@@ -2,6 +2,8 @@
 
 use crate::world::{Net, membership, next_generation, run, small};
 use lampyris_comm::{Communicator, Error, Options, Rank};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What an operation of this rank ended with.
@@ -231,11 +233,33 @@ pub(crate) fn hundred_generations() {
         }
     }
     assert_eq!(before, least_held(), "descriptors and mappings after 10 and after 100 generations");
-    // main, this test, the rendezvous. A joined thread stays in the list until the kernel has let go of it.
+    // main, this test, the rendezvous.
+    only_threads(3);
+}
+
+/// A joined thread stays in the list until the kernel has let go of it.
+fn only_threads(most: usize) {
     let threads = || std::fs::read_dir("/proc/self/task").expect("proc").count();
     let patience = Instant::now() + Duration::from_secs(10);
-    while threads() > 3 {
+    while threads() > most {
         assert!(Instant::now() < patience, "{} threads left", threads());
         std::thread::yield_now();
     }
+}
+
+/// What this process has open, by name, without `/proc` itself.
+pub(crate) fn open_files() -> BTreeSet<PathBuf> {
+    let fds = std::fs::read_dir("/proc/self/fd").expect("proc");
+    fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .filter(|link| !link.starts_with("/proc"))
+        .collect()
+}
+
+/// No mapping, descriptor or thread of a communicator is left in this process, which has none any more.
+pub(crate) fn nothing_is_left(open_before: &BTreeSet<PathBuf>) {
+    // main, this test.
+    only_threads(2);
+    assert_eq!(mappings(), 0, "shared memory is still mapped");
+    let open = open_files();
+    assert!(open.is_subset(open_before), "{open:?}, before {open_before:?}");
 }

@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A rank in its own process.
@@ -132,6 +133,7 @@ fn role_of_child() {
     if role == "generations" {
         return crate::faults::hundred_generations();
     }
+    let open_before = crate::faults::open_files();
     let var = |name| std::env::var(name).expect("set by the parent");
     let numbers: Vec<usize> =
         var("LAMPYRIS_RANK").split(' ').map(|n| n.parse().expect("a number")).collect();
@@ -162,7 +164,8 @@ fn role_of_child() {
     };
     say("formed");
     child_main(&role, &comm);
-    drop(served);
+    drop((comm, served));
+    crate::faults::nothing_is_left(&open_before);
 }
 
 fn child_main(role: &str, comm: &Communicator) {
@@ -214,6 +217,13 @@ fn child_main(role: &str, comm: &Communicator) {
     say(&format!("error {error}"));
 }
 
+/// Held by every test that looks at the clock: they run one after the other, so that none is measured under the load that
+/// another one makes.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Kills rank 2 of 4 and expects every survivor to name it within a second.
 fn kill(role: &str, per_node: usize) {
     let job = Job::new();
@@ -231,10 +241,13 @@ fn kill(role: &str, per_node: usize) {
         assert!(words.starts_with("error rank 2 died"), "{role}, {per_node}: {words}");
         assert!(took < Duration::from_secs(1), "{role}, {per_node}: {took:?}");
     }
+    // They look themselves that they hold nothing any more.
+    ranks.into_iter().for_each(RankProcess::wait);
 }
 
 #[test]
 fn a_killed_rank_is_named_by_all_within_a_second() {
+    let _alone = alone();
     for per_node in [4, 2, 1] {
         for role in ["reduce", "broadcast", "idle"] {
             kill(role, per_node);
@@ -244,6 +257,7 @@ fn a_killed_rank_is_named_by_all_within_a_second() {
 
 #[test]
 fn a_rank_killed_while_connecting_is_missed_by_name() {
+    let _alone = alone();
     let job = Job::with_patience(Duration::from_secs(3));
     let mut ranks: Vec<RankProcess> = (0..3).map(|r| job.start("idle", r, 4, 4)).collect();
     // The fourth comes as far as the rendezvous and dies; the others are told at the deadline.
@@ -260,6 +274,7 @@ fn a_rank_killed_while_connecting_is_missed_by_name() {
 
 #[test]
 fn a_rank_killed_at_any_moment_of_connecting_is_named() {
+    let _alone = alone();
     for delay in (0..60).step_by(6) {
         let job = Job::with_patience(Duration::from_secs(2));
         let mut ranks = job.start_all("idle", 4, 2);
@@ -284,7 +299,7 @@ fn a_rank_killed_at_any_moment_of_connecting_is_named() {
             let died = words.contains("rank 2 died");
             let missing = words.contains("missing ranks") && words.contains("Rank(2)");
             assert!(died || missing, "{delay} ms: {words}");
-            assert!(!died || took < Duration::from_secs(2), "{delay} ms, {took:?}: {words}");
+            assert!(!died || took < Duration::from_secs(1), "{delay} ms, {took:?}: {words}");
         }
     }
 }
@@ -292,6 +307,7 @@ fn a_rank_killed_at_any_moment_of_connecting_is_named() {
 #[test]
 fn a_stopped_rank_is_named_at_the_deadline_and_a_short_stop_is_forgiven() {
     use rustix::process::Signal;
+    let _alone = alone();
     for per_node in [3, 1] {
         let job = Job::new();
         let mut ranks = job.start_all("short", 3, per_node);
@@ -332,20 +348,10 @@ fn a_hundred_generations_leave_nothing_behind() {
 }
 
 #[test]
-fn eight_ranks_on_loaded_cores_raise_no_false_alarm() {
-    loaded(4);
-}
-
-#[test]
-#[ignore = "a minute: make test-long"]
 fn eight_ranks_on_loaded_cores_raise_no_false_alarm_for_a_minute() {
-    loaded(60);
-}
-
-fn loaded(seconds: u64) {
+    let _alone = alone();
     let job = Job::new();
-    let role = format!("steps {seconds}");
-    let mut ranks = job.start_all(&role, 8, 2);
+    let mut ranks = job.start_all("steps 60", 8, 2);
     let stop = AtomicBool::new(false);
     let spin = || {
         while !stop.load(Ordering::Relaxed) {
@@ -375,6 +381,7 @@ fn a_cut_link_is_a_vanished_host_after_the_peer_timeout() {
         println!("skipped: {why}");
         return;
     }
+    let _alone = alone();
     for role in ["reduce", "idle"] {
         let hosts = Hosts::new(3, None).expect("namespaces");
         let job = Job::new();

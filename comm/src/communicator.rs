@@ -7,7 +7,8 @@ use crate::connect::{Membership, Shares, connect};
 use crate::control::{ControlPlane, Link};
 use crate::engine::arena::Arena;
 use crate::engine::queue::Queue;
-use crate::engine::{Engine, Settings};
+use crate::engine::seats::Seats;
+use crate::engine::{Engine, Settings, places};
 use crate::error::{Error, Result};
 use crate::group::Group;
 use crate::ids::{Attempt, Generation, Node, Rank};
@@ -38,7 +39,8 @@ pub struct Options {
     /// Bytes that peers may have landed here per operation.
     pub landing_bytes: usize,
     /// Operations in flight: half of them collectives, a quarter sends, a quarter receives, so that none keeps the
-    /// others from starting. Further ones queue. At least 4, at most 31.
+    /// others from starting. Further ones queue. At least 4, at most 31. Each group of several ranks is sure of one of
+    /// the places for collectives, so this also limits the groups there may be at a time.
     pub operations: usize,
     /// Tcp data sockets per pair, besides the one for headers and credits.
     pub data_sockets: u8,
@@ -75,6 +77,7 @@ pub struct Communicator {
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) seats: Arc<Seats>,
     pub(crate) options: Options,
     pub(crate) nodes: Vec<Node>,
     /// How often a group over the same members was made: part of its number.
@@ -168,8 +171,9 @@ impl Communicator {
         let shared = Arc::new(Shared::new((me.rank, me.ranks), (me.attempt, me.generation), bell)?);
         let queue = Arc::new(Queue::new(Arc::clone(&shared)));
         let settings = Settings { spin: options.spin, lanes: options.data_sockets.max(1) };
-        let engine =
-            Engine::new(Arc::clone(&shared), Arc::clone(&queue), transport, arena, settings);
+        let seats = Seats::new(places(options.operations));
+        let doors = (Arc::clone(&queue), Arc::clone(&seats));
+        let engine = Engine::new(Arc::clone(&shared), doors, transport, arena, settings);
         let closing = Arc::new(AtomicBool::new(false));
         let control = ControlPlane::new(
             Arc::clone(&shared),
@@ -187,7 +191,8 @@ impl Communicator {
         let engine = Some(spawn("comm", Box::new(move || engine.run()))?);
         let control = Some(spawn("comm-ctl", Box::new(move || control.run()))?);
         let groups = Mutex::default();
-        let inner = Inner { shared, queue, options, nodes, groups, engine, control, closing };
+        let inner =
+            Inner { shared, queue, seats, options, nodes, groups, engine, control, closing };
         let inner = Arc::new(inner);
         let all: Vec<Rank> = (0..me.ranks).map(Rank::of).collect();
         let world = Group::new(Arc::clone(&inner), &all)?;
@@ -224,11 +229,12 @@ impl Communicator {
         self.world.clone()
     }
 
-    /// These ranks, in this order. Every member makes it, with the same list, in the same order among groups of the
-    /// same list; nothing is sent.
+    /// These ranks, in this order. Every member makes it, with the same list, in the same order among all groups that it
+    /// shares with the other members; nothing is sent.
     ///
     /// # Errors
-    /// When this rank is not in the list, or a rank is in it twice or does not exist.
+    /// When this rank is not in the list, a rank is in it twice or does not exist, or there are too many groups at a
+    /// time: half of [`Options::operations`].
     pub fn group(&self, members: &[Rank]) -> Result<Group> {
         Group::new(Arc::clone(&self.inner), members)
     }

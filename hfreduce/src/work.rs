@@ -16,10 +16,6 @@ use std::time::{Duration, Instant};
 /// Jobs that wait. More make the caller wait: buckets are far fewer.
 const QUEUE: usize = 256;
 
-/// Reductions of one reducer between the nodes at a time. The engine runs a dozen collectives at once; if one reducer
-/// took all of these places here and another one did on the other node, both would wait for ever.
-const BETWEEN_NODES: usize = 4;
-
 /// One reduction.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -32,7 +28,7 @@ pub(crate) struct Job {
 }
 
 /// When a job's local part ended, and how; what it returns still runs between the nodes.
-type Ended = (Instant, Result<Option<Arc<Streamed>>>);
+type Ended = (Instant, Result<Option<Streamed>>);
 
 /// What became of a job's local part.
 #[derive(Debug, Default)]
@@ -46,8 +42,8 @@ struct Shared {
     machine: Arc<Machine>,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Held while a job runs: keeps their order. What still runs between the nodes, oldest first.
-    turn: Mutex<VecDeque<Arc<Streamed>>>,
+    /// Held while a job runs: keeps their order.
+    turn: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -124,32 +120,23 @@ impl Shared {
     }
 
     /// Runs the oldest job, if it is still there.
-    fn run_next(&self, mut between_nodes: MutexGuard<'_, VecDeque<Arc<Streamed>>>) {
+    fn run_next(&self, turn: MutexGuard<'_, ()>) {
         let job = lock(&self.queue).jobs.pop_front();
         self.changed.notify_all();
         if let Some(job) = job {
-            between_nodes.retain(|streamed| !streamed.is_done());
-            if between_nodes.len() == BETWEEN_NODES
-                && let Some(oldest) = between_nodes.pop_front()
-            {
-                // Whoever waits for that reduction gets its error.
-                oldest.wait().ok();
-            }
             let run = std::panic::AssertUnwindSafe(|| self.machine.run(&job));
             let result = std::panic::catch_unwind(run)
                 .unwrap_or_else(|_| Err(Error::Invalid("the reducer panicked".into())));
-            let result = result.map(|streamed| streamed.map(Arc::new));
-            between_nodes.extend(result.iter().flatten().cloned());
             *lock(&job.outcome.result) = Some((Instant::now(), result));
             job.outcome.changed.notify_all();
         }
-        drop(between_nodes);
+        drop(turn);
     }
 }
 
 impl Door {
     /// Waits for a job's local part, helping. Says when it ended.
-    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<(Instant, Option<Arc<Streamed>>)> {
+    pub(crate) fn finish(&self, outcome: &Outcome) -> Result<(Instant, Option<Streamed>)> {
         loop {
             if let Some((ended, result)) = lock(&outcome.result).take() {
                 return Ok((ended, result?));

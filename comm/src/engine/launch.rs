@@ -1,5 +1,6 @@
 //! What an operation is made of, and the outlet it talks through.
 
+use super::seats::Seat;
 use crate::completion::Completion;
 use crate::dtype::Arithmetic;
 use crate::error::Result;
@@ -50,6 +51,9 @@ pub(crate) struct Launch {
     pub(crate) completion: Arc<Completion>,
     /// What keeps the memories alive, where the caller does not. Dropped before the caller learns of the end.
     pub(crate) keep: Option<Box<dyn Any + Send>>,
+    /// Its group's, where it has one: kept to the end, also when the group is dropped before.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(crate) seat: Option<Arc<Seat>>,
     /// Memory behind `memories.partial` that belongs to the operation alone.
     pub(crate) scratch: Vec<u64>,
 }

@@ -10,6 +10,7 @@ pub(crate) mod lateness;
 pub(crate) mod launch;
 pub(crate) mod operation;
 pub(crate) mod queue;
+pub(crate) mod seats;
 
 use crate::error::{Error, Result};
 use crate::ids::Rank;
@@ -23,7 +24,8 @@ use launch::{Launch, Port, Target};
 use operation::Operation;
 use queue::{Class, Queue};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::{HashMap, VecDeque};
+use seats::Seats;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -47,9 +49,15 @@ pub(crate) struct Settings {
     pub(crate) lanes: u8,
 }
 
+/// Places for collectives among so many for all operations; sends and receives have half of the rest each.
+pub(crate) fn places(operations: usize) -> usize {
+    operations / 2
+}
+
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     queue: Arc<Queue>,
+    seats: Arc<Seats>,
     settings: Settings,
     outlet: Outlet,
     slots: Vec<Option<Operation>>,
@@ -112,7 +120,7 @@ impl Port for Outlet {
 impl Engine {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        queue: Arc<Queue>,
+        (queue, seats): (Arc<Queue>, Arc<Seats>),
         transport: Box<dyn Transport>,
         arena: Arena,
         settings: Settings,
@@ -130,6 +138,7 @@ impl Engine {
         Self {
             shared,
             queue,
+            seats,
             settings,
             outlet,
             slots,
@@ -206,26 +215,37 @@ impl Engine {
             self.held[Class::of(&launch) as usize].push_back(launch);
         }
         for class in [Class::Collective, Class::Send, Class::Receive] {
-            while !self.held[class as usize].is_empty()
-                && let Some(slot) = self.free_slot(class)
-            {
-                let launch = self.held[class as usize].pop_front().expect("not empty");
-                self.enter(launch, slot)?;
+            while let Some(at) = self.admissible(class) {
+                let launch = self.held[class as usize].remove(at).expect("a position in it");
+                let free = self.slots.iter().position(Option::is_none).expect("admissible");
+                self.enter(launch, u8::try_from(free).expect("at most Imm::OPERATIONS"))?;
                 busy = true;
             }
         }
         Ok(busy)
     }
 
-    fn free_slot(&self, class: Class) -> Option<u8> {
-        let in_use = self.slots.iter().flatten();
-        let used = in_use.filter(|operation| Class::of(&operation.launch) == class).count();
-        let share = match class {
-            Class::Collective => self.slots.len() / 2,
-            Class::Send | Class::Receive => self.slots.len() / 4,
-        };
-        let free = self.slots.iter().position(Option::is_none).filter(|_| used < share)?;
-        Some(u8::try_from(free).expect("at most Imm::OPERATIONS"))
+    /// Position of the oldest launch of a class that may enter: in order inside each group, and never in the last place of
+    /// another group's (`seats.rs`).
+    fn admissible(&self, class: Class) -> Option<usize> {
+        let held = &self.held[class as usize];
+        if held.is_empty() {
+            return None;
+        }
+        let in_use = self.slots.iter().flatten().map(|operation| &operation.launch);
+        let running: Vec<u64> = in_use
+            .filter(|launch| Class::of(launch) == class)
+            .map(|launch| launch.descriptor.group)
+            .collect();
+        let places = places(self.slots.len());
+        if class != Class::Collective {
+            return (running.len() < places / 2).then_some(0);
+        }
+        let free = places - running.len();
+        let running: HashSet<u64> = running.into_iter().collect();
+        let spare = free > self.seats.vacant(&running);
+        let enters = |launch: &Launch| spare || !running.contains(&launch.descriptor.group);
+        held.iter().position(enters).filter(|_| free > 0)
     }
 
     fn enter(&mut self, launch: Launch, slot: u8) -> Result<()> {

@@ -168,6 +168,7 @@ impl Group {
             deadline: Instant::now() + self.timeout,
             completion: Arc::clone(&completion),
             keep: None,
+            seat: self.seat.clone(),
             scratch: Vec::new(),
         };
         Ok((launch, completion))

@@ -11,6 +11,7 @@ pub(crate) mod streamed;
 use crate::communicator::Inner;
 use crate::completion::Pending;
 use crate::dtype::Element;
+use crate::engine::seats::Seat;
 use crate::error::{Error, Result};
 use crate::ids::{Node, Rank};
 use crate::memory::Memory;
@@ -34,6 +35,8 @@ pub struct Group {
     /// One sequence per ordered pair, for send and receive.
     pairs: Arc<Mutex<std::collections::HashMap<(usize, usize), u64>>>,
     shares: Arc<AtomicU64>,
+    /// Its sure place in the engine; one member alone needs none.
+    seat: Option<Arc<Seat>>,
     timeout: Duration,
     canonical: bool,
     chunk_bytes: usize,
@@ -65,7 +68,9 @@ impl Group {
         });
         let digest = hasher.update(&nth.to_le_bytes()).finalize();
         let id = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("8 of 32 bytes"));
+        let seat = (members.len() > 1).then(|| inner.seats.take(id)).transpose()?;
         Ok(Self {
+            seat: seat.map(Arc::new),
             members: members.into(),
             me,
             id,

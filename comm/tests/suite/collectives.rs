@@ -3,7 +3,7 @@
 use crate::world::{Net, noise, run, small};
 use lampyris_comm::schedule::reference::simulate;
 use lampyris_comm::schedule::{Schedule, double_tree, even_slices, halving, ring};
-use lampyris_comm::{Algorithm, Communicator, Kind, Options};
+use lampyris_comm::{Algorithm, Communicator, Error, Kind, Options, Rank};
 use std::ops::Range;
 
 const CHUNK_BYTES: usize = 512;
@@ -311,5 +311,51 @@ fn groups_of_some_ranks_are_independent() {
         let expected = if me.is_multiple_of(2) { 6 } else { 9 };
         assert_eq!(a.wait().expect("half")[2999], expected);
         assert_eq!(b.wait().expect("pair")[0], i64::from(me / 2 * 4 + 1));
+    });
+}
+
+/// More operations of each of three groups than there are places, begun in another order on every rank: no group can
+/// keep another one out.
+#[test]
+fn groups_begun_in_any_order_do_not_lock_each_other_out() {
+    const RUNS: usize = 40;
+    let options = Options { operations: 8, ..small() };
+    for net in [Net::Fake(3), Net::Shm, Net::Tcp] {
+        let sums = run(net, 3, &options, |comm: Communicator| {
+            let all: Vec<Rank> = (0..3).map(Rank).collect();
+            let groups = [0; 3].map(|_| comm.group(&all).expect("a group"));
+            let first = comm.rank().index();
+            let mut running = Vec::new();
+            for which in (0..3).map(|i| (first + i) % 3) {
+                for n in 0..RUNS {
+                    let buffer = vec![(which * RUNS + n) as i64; 3];
+                    running
+                        .push(groups[which].start_all_reduce::<i64, _>(buffer).expect("started"));
+                }
+            }
+            // The places of a group that is gone while its operations run stay theirs.
+            drop(groups);
+            let mut sums: Vec<i64> =
+                running.into_iter().map(|sum| sum.wait().expect("summed")[0]).collect();
+            sums.sort_unstable();
+            sums
+        });
+        let expected: Vec<i64> = (0..3 * RUNS as i64).map(|n| 3 * n).collect();
+        assert!(sums.iter().all(|found| *found == expected), "{net:?}: {sums:?}");
+    }
+}
+
+#[test]
+fn a_group_more_than_there_are_places_is_refused_until_one_is_gone() {
+    let options = Options { operations: 8, ..small() };
+    run(Net::Fake(4), 2, &options, |comm: Communicator| {
+        let make = || comm.group(&[Rank(0), Rank(1)]);
+        // One place is the world's.
+        let mut groups: Vec<_> = (0..3).map(|_| make().expect("a group")).collect();
+        let Err(Error::Invalid(why)) = make() else { panic!("a fifth group of four") };
+        assert!(why.contains("4 groups at a time"), "{why}");
+        comm.group(&[comm.rank()]).expect("a rank alone needs no place");
+        groups.pop();
+        make().expect("room again").barrier().expect("works");
     });
 }

@@ -7,6 +7,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 /// What a rank process and its shim say: programs of different builds must not mix here.
 const RANK: &[&str] = &["lampyris/rank/v1/rank.proto"];
 
+/// Words of ranks that are kept in a run directory as JSON.
+const IN_REPORTS: [&str; 5] = ["StepDone", "Evaluated", "Saved", "Sample", "Finished"];
+
 /// What goes over gRPC between cli, scheduler and worker, and between a worker and its shims: compatible within `v1`.
 const API: &[&str] = &[
     "lampyris/v1/job.proto",
@@ -20,7 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut rank = protox::compile(RANK, ["proto"])?;
-    prost_build::Config::new().compile_fds(rank.clone())?;
+    let mut messages = prost_build::Config::new();
+    for name in IN_REPORTS {
+        messages.type_attribute(name, "#[derive(serde::Serialize, serde::Deserialize)]");
+    }
+    messages.compile_fds(rank.clone())?;
     let mut api = protox::compile(API, ["proto"])?;
     tonic_prost_build::configure().compile_fds(api.clone())?;
     // Comments are documentation, not wire format.

@@ -5,7 +5,7 @@ use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::{Reader, Run};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -150,26 +150,39 @@ impl Desk {
 
     /// The newest checkpoint of `name`.
     pub fn newest(&self, name: &str) -> Reader {
-        let run = Run::open_read_only(Arc::new(RealDisk), &self.path(name));
-        let id = *run.candidates().expect("lineage").first().expect("a checkpoint");
-        Reader::open(Arc::clone(run.disk()), &run.path(id)).expect("a good checkpoint")
+        newest(&self.path(name))
     }
 
     /// Every tensor of the newest checkpoint of both runs has the same bits.
     pub fn assert_same_state(&self, a: &str, b: &str) {
-        let (a, b) = (self.newest(a), self.newest(b));
-        assert_eq!(a.manifest().id.step, b.manifest().id.step);
-        assert_eq!(a.manifest().state, b.manifest().state);
-        assert_eq!(a.manifest().tensors, b.manifest().tensors);
-        for tensor in &a.manifest().tensors {
-            for &kind in &tensor.kinds {
-                let read = |reader: &Reader| {
-                    let mut values = vec![0f32; tensor.shape.iter().product()];
-                    reader.read(&tensor.name, kind, 0, &mut values).expect("readable");
-                    values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
-                };
-                assert!(read(&a) == read(&b), "{} {kind} differs", tensor.name);
-            }
+        assert_same_state(&self.path(a), &self.path(b));
+    }
+}
+
+/// The newest checkpoint of the run in `run_dir`.
+pub fn newest(run_dir: &Path) -> Reader {
+    let run = Run::open_read_only(Arc::new(RealDisk), run_dir);
+    let id = *run.candidates().expect("lineage").first().expect("a checkpoint");
+    Reader::open(Arc::clone(run.disk()), &run.path(id)).expect("a good checkpoint")
+}
+
+/// Every tensor of the newest checkpoint of both runs has the same bits.
+///
+/// # Panics
+/// If one has not.
+pub fn assert_same_state(a: &Path, b: &Path) {
+    let (a, b) = (newest(a), newest(b));
+    assert_eq!(a.manifest().id.step, b.manifest().id.step);
+    assert_eq!(a.manifest().state, b.manifest().state);
+    assert_eq!(a.manifest().tensors, b.manifest().tensors);
+    for tensor in &a.manifest().tensors {
+        for &kind in &tensor.kinds {
+            let read = |reader: &Reader| {
+                let mut values = vec![0f32; tensor.shape.iter().product()];
+                reader.read(&tensor.name, kind, 0, &mut values).expect("readable");
+                values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            };
+            assert!(read(&a) == read(&b), "{} {kind} differs", tensor.name);
         }
     }
 }

@@ -167,6 +167,10 @@ pub(crate) struct Environment {
     pub(crate) current_dir: PathBuf,
     /// `LAMPYRIS_SCHEDULER`.
     pub(crate) scheduler: Option<String>,
+    /// `LAMPYRIS_CA`.
+    pub(crate) ca: Option<PathBuf>,
+    /// `LAMPYRIS_TOKEN_FILE`.
+    pub(crate) token_file: Option<PathBuf>,
     /// `USER`.
     pub(crate) user: String,
 }
@@ -182,6 +186,8 @@ impl Environment {
                 .unwrap_or_else(|| home().join(".config/lampyris/config.toml")),
             current_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")),
             scheduler: std::env::var("LAMPYRIS_SCHEDULER").ok(),
+            ca: path("LAMPYRIS_CA"),
+            token_file: path("LAMPYRIS_TOKEN_FILE"),
             user: std::env::var("USER").unwrap_or_else(|_| "nobody".into()),
         }
     }

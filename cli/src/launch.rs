@@ -50,6 +50,17 @@ pub(crate) struct LaunchArgs {
     pub(crate) trace: bool,
 }
 
+/// The wished layout of a job that a scheduler starts.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct LayoutArgs {
+    /// Nodes [default: 1]
+    #[arg(long, value_name = "N")]
+    nodes: Option<usize>,
+    /// Ranks on each node; nodes times ranks replaces parallel.data [default: parallel.data / nodes]
+    #[arg(long, value_name = "R")]
+    ranks_per_node: Option<usize>,
+}
+
 /// Nodes of a job and ranks on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layout {
@@ -83,12 +94,25 @@ impl Layout {
     }
 }
 
-impl LaunchArgs {
-    /// For a job that others start.
-    pub(crate) fn new(nodes: Option<usize>, ranks_per_node: Option<usize>) -> LaunchArgs {
+impl LayoutArgs {
+    /// So many nodes, as many ranks on each as the plan says.
+    pub(crate) fn of_nodes(nodes: Option<usize>) -> LayoutArgs {
+        LayoutArgs { nodes, ranks_per_node: None }
+    }
+
+    /// As the command line of a start.
+    pub(crate) fn launch(&self) -> LaunchArgs {
+        let LayoutArgs { nodes, ranks_per_node } = *self;
         LaunchArgs { nodes, ranks_per_node, ..LaunchArgs::default() }
     }
 
+    /// Nodes, at least 1.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.unwrap_or(1)
+    }
+}
+
+impl LaunchArgs {
     /// The number of data-parallel ranks that the command line asks for, if it does.
     pub(crate) fn ranks(&self) -> Option<usize> {
         self.ranks_per_node.map(|ranks| ranks * self.nodes.unwrap_or(1))

@@ -15,7 +15,7 @@ pub(crate) use data_progress::DataProgress;
 pub(crate) use ledger::ledger;
 pub(crate) use ranks::ranks;
 pub(crate) use report::report;
-pub(crate) use training::{Story, TrainingView};
+pub(crate) use training::TrainingView;
 
 use crate::error::CliError;
 use lampyris_plan::digest::Change;

@@ -1,15 +1,16 @@
 //! One start of a run on this machine, from a run directory and prepared data to an exit code: the shim in this process,
 //! the rendezvous if there are several ranks, the shim's events on the screen, the report at the end.
 
-use crate::compressors::{self, Compressed};
+use crate::compressors;
 use crate::error::{self, CliError};
 use crate::launch::{Announced, Hosted, Layout, Place};
 use crate::rank_program;
 use crate::run_dir::RunDir;
-use crate::screen::{self, Story, TrainingView};
+use crate::screen::{self, TrainingView};
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
 use lampyris_proto::{Attempt, Rank};
+use lampyris_worker::report::Report;
 use lampyris_worker::shim::{Options, Outcome, Rendezvous};
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -75,12 +76,12 @@ impl StartedRun<'_> {
         let view = thread::spawn(move || TrainingView::new(terminal).watch(&events));
         let outcome = service.run(&sender);
         drop(sender);
-        let story = view.join().unwrap_or_default();
+        let said = view.join().unwrap_or_default();
         let outcome = outcome?;
         match &outcome {
             // Rank 0 evaluates: its host reports.
             Outcome::Finished if place.is_some_and(|place| place.node > 0) => {}
-            Outcome::Finished => self.report(&story)?,
+            Outcome::Finished => self.report(&said)?,
             Outcome::Suspended { step, .. } => screen::say(format_args!(
                 "checkpointed after step {step} and stopped; `lampyris resume {}` continues",
                 self.start.run.path().display()
@@ -134,20 +135,25 @@ impl StartedRun<'_> {
         }
     }
 
-    fn report(&self, story: &Story) -> Result<(), CliError> {
-        let compressed = self.compressed(story)?;
-        let corpus = &self.start.dataset.manifest().training;
-        screen::say(screen::report(self.start.run.path(), story, corpus, &compressed));
-        Ok(())
+    fn report(&self, said: &Report) -> Result<(), CliError> {
+        report(self.start.run, self.start.plan, self.start.dataset, said)
     }
+}
 
-    fn compressed(&self, story: &Story) -> Result<Vec<Compressed>, CliError> {
-        match &story.evaluated {
-            Some(evaluated) if self.start.plan.eval.compare_compressors => {
-                let text = self.start.dataset.validation_text(evaluated.tokens);
-                compressors::compress(text).map_err(|source| CliError::Compress { source })
-            }
-            _ => Ok(Vec::new()),
+/// Shows what has become of a run that has finished.
+pub(crate) fn report(
+    run: &RunDir,
+    plan: &TrainPlan,
+    dataset: &Dataset,
+    said: &Report,
+) -> Result<(), CliError> {
+    let compressed = match &said.evaluated {
+        Some(evaluated) if plan.eval.compare_compressors => {
+            let text = dataset.validation_text(evaluated.tokens);
+            compressors::compress(text).map_err(|source| CliError::Compress { source })?
         }
-    }
+        _ => Vec::new(),
+    };
+    screen::say(screen::report(run.path(), said, &dataset.manifest().training, &compressed));
+    Ok(())
 }

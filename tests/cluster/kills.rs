@@ -72,6 +72,56 @@ fn the_scheduler_dies_while_a_job_is_suspended() {
 }
 
 #[test]
+fn the_scheduler_dies_while_a_job_is_resumed() {
+    for point in ["resumed_by_user", "resumed_by_user:after"] {
+        let mut desk = Desk::new("15 5");
+        desk.start_scheduler(&["--fail-point", point]);
+        desk.start_worker(0, &[]);
+        let job = desk.submit("one", 100, &[]);
+        desk.run(&["suspend", &job]);
+        desk.wait_phase(&job, "suspended");
+        // It may die before it answers.
+        desk.command(&["resume", &job]).stderr(Stdio::null()).status().unwrap();
+        let mut scheduler = desk.scheduler.take();
+        wait_death(&mut scheduler, &|| desk.logs());
+        desk.start_scheduler(&[]);
+        // Said again to a scheduler that may have it: then it refuses.
+        desk.command(&["resume", &job]).stderr(Stdio::null()).status().unwrap();
+        desk.wait_phase(&job, "succeeded");
+        check(&desk, "one", 100);
+    }
+}
+
+#[test]
+fn worker_and_shim_die_while_a_job_is_resumed() {
+    let mut desk = Desk::up("15 5", 1);
+    let job = desk.submit("one", LONG_STEPS, &["--max-retries", "5"]);
+    desk.wait_step(&job, 5);
+    for point in ["worker_assign", "worker_start", "start", "ranks"] {
+        desk.run(&["suspend", &job]);
+        desk.wait_phase(&job, "suspended");
+        let before = desk.show(&job).unwrap()["attempt"].as_u64().unwrap();
+        kill(&mut desk.workers[0]);
+        desk.start_worker(0, &[("LAMPYRIS_FAIL_POINT", point)]);
+        desk.wait_online(1);
+        desk.run(&["resume", &job]);
+        if point.starts_with("worker") {
+            let mut worker = desk.workers[0].take();
+            wait_death(&mut worker, &|| desk.logs());
+        } else {
+            desk.wait_for("a second try", |desk| {
+                Some(desk.show(&job)?["attempt"].as_u64()? >= before + 2)
+            });
+            kill(&mut desk.workers[0]);
+        }
+        desk.start_worker(0, &[]);
+        desk.wait_phase(&job, "running");
+    }
+    desk.wait_phase(&job, "succeeded");
+    check(&desk, "one", LONG_STEPS);
+}
+
+#[test]
 fn the_scheduler_dies_while_a_job_finishes() {
     scheduler_dies_at("finished", &[]);
     scheduler_dies_at("finished:after", &[]);
@@ -91,6 +141,10 @@ fn dies_at(point: &str, worker_dies: bool, disturb: &[&str]) -> Vec<lampyris_tes
     if worker_dies {
         let mut worker = desk.workers[0].take();
         wait_death(&mut worker, &|| desk.logs());
+    } else if disturb.contains(&"suspend") {
+        // A failure of what is wanted suspended is as good as its suspend.
+        desk.wait_phase(&job, "suspended");
+        kill(&mut desk.workers[0]);
     } else {
         // Every attempt of this worker dies so, until another worker takes its place.
         desk.wait_for("an attempt to fail", |desk| Some(desk.show("1")?["attempt"].as_u64()? > 1));
@@ -120,6 +174,31 @@ fn the_worker_dies_at_each_point_and_its_ranks_do_not() {
 fn the_shim_dies_at_each_point_and_the_job_is_tried_again() {
     dies_at("start", false, &[]);
     dies_at("ranks", false, &[]);
+    dies_at("suspend", false, &["suspend", "1"]);
+    dies_at("finish", false, &[]);
+}
+
+#[test]
+fn a_rank_dies_at_each_point_and_the_job_is_tried_again() {
+    for point in ["start", "saved", "suspend", "suspended", "finish", "finished"] {
+        let mut desk = Desk::new("15 5");
+        desk.set("STEADY_DIES_AT", point);
+        desk.start_all(1);
+        let suspends = point.starts_with("suspend");
+        let steps = if suspends { LONG_STEPS } else { STEPS };
+        let job = desk.submit("one", steps, &["--max-retries", "5"]);
+        if suspends {
+            desk.wait_for("its rank", |desk| Some(!desk.processes("--socket-fd").is_empty()));
+            desk.run(&["suspend", &job]);
+            desk.wait_phase(&job, "suspended");
+            desk.run(&["resume", &job]);
+        }
+        desk.wait_phase(&job, "succeeded");
+        let lines = check(&desk, "one", steps);
+        assert_eq!(lines.last().unwrap().attempt, 2, "{point}: {lines:?}");
+        let events = desk.run(&["events", "--job", &job]);
+        assert!(events.contains("SIGKILL"), "{point}: {events}");
+    }
 }
 
 #[test]

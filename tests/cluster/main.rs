@@ -1,5 +1,5 @@
 //! A scheduler, workers, shims and ranks as real processes, and what happens when any of them is killed, stopped, cut off or
-//! out of disk. Ranks are `lampyris-steady-rank`, save where weights are compared.
+//! out of disk. Ranks are `lampyris-steady-rank`, save in `ranks.rs`, where weights are compared.
 #![cfg(test)]
 
 mod desk;
@@ -7,4 +7,5 @@ mod faults;
 mod history;
 mod kills;
 mod limits;
+mod ranks;
 mod sharing;

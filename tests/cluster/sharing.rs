@@ -2,6 +2,7 @@
 
 use crate::desk::Desk;
 use crate::history::check;
+use lampyris_tests::repository;
 use lampyris_tests::steady::read;
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader};
@@ -98,9 +99,45 @@ fn up_is_a_whole_cluster_that_stops_cleanly_and_goes_on_later() {
 #[test]
 fn run_is_a_cluster_for_one_job() {
     let desk = Desk::new("5 10");
-    let recipe = lampyris_tests::repository("recipes/debug_llama.toml").display().to_string();
+    let recipe = repository("recipes/debug_llama.toml").display().to_string();
     let tokens = "schedule.total_tokens=10240";
     let said = desk.run(&["run", &recipe, "--run-dir", "one", "--set", tokens]);
-    assert!(said.contains("finished"), "{said}");
+    assert!(said.contains("Trained to step 20, 1,280 tokens"), "{said}");
+    check(&desk, "one", 20);
+}
+
+#[test]
+fn a_cluster_over_tls_lets_in_who_has_the_token() {
+    let mut desk = Desk::new("5 10");
+    let testdata =
+        |name: &str| repository(&format!("scheduler/testdata/{name}")).display().to_string();
+    std::fs::write(desk.path("token"), "0123456789abcdef\n").unwrap();
+    let mut command = desk.command(&["scheduler", "--listen", "127.0.0.1:0"]);
+    command.args(["--policy", "policy.toml", "--token-file", "token"]);
+    command.args(["--tls-certificate", &testdata("server.pem")]);
+    command.args(["--tls-key", &testdata("server.key")]);
+    desk.scheduler = Some(desk.spawn("scheduler", command));
+    let port = || {
+        let log = std::fs::read_to_string(desk.path("scheduler.log")).ok()?;
+        let (_, rest) = log.split_once("127.0.0.1:")?;
+        Some(rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+    };
+    desk.wait_for("the scheduler's port", |_| port().map(|port| !port.is_empty()));
+    let address = format!("https://127.0.0.1:{}", port().unwrap());
+    desk.set("LAMPYRIS_SCHEDULER", &address);
+    let authority = testdata("authority.pem");
+    let proof = ["--ca", &authority, "--token-file", "token"];
+    let worker = desk.command(&[&["worker", "--name", "n0"], &proof[..]].concat());
+    desk.workers.push(Some(desk.spawn("n0", worker)));
+    let recipe = repository("recipes/debug_llama.toml").display().to_string();
+    let submit = ["submit", &recipe, "--run-dir", "one", "--set", "schedule.total_tokens=10240"];
+    // Nothing is made before the scheduler lets in.
+    for wrong in [&["--ca", &authority][..], &["--token-file", "token"][..], &[]] {
+        let output = desk.command(&[&submit[..], wrong].concat()).output().unwrap();
+        assert!(!output.status.success() && !desk.path("one").exists(), "{wrong:?}");
+    }
+    desk.set("LAMPYRIS_CA", &authority);
+    desk.set("LAMPYRIS_TOKEN_FILE", "token");
+    desk.run(&[&submit[..], &["--follow"]].concat());
     check(&desk, "one", 20);
 }

@@ -2,8 +2,10 @@
 //! pace, with real checkpoints, suspends and deadlines. What it computes is one number that depends on every step, so a step
 //! that was lost or done twice shows in the end.
 //!
-//! `STEADY_RANK="MS EVERY"`: milliseconds of a step and steps between checkpoints. Every start, commit and end is a line of
-//! `history.jsonl` in the run directory, written by rank 0 and appended at once: the oracle of `history.rs`.
+//! `STEADY_RANK="MS EVERY"`: milliseconds of a step and steps between checkpoints; a third number is the step after which
+//! the first attempt hangs, its ranks in a collective that rank 1 never enters. `STEADY_DIES_AT` names a place at which it dies. Every start, commit and end is a line of
+//! `history.jsonl` in the run directory, appended at once: the oracle of `history.rs`. What it goes on from is read from the
+//! checkpoint alone.
 
 #![allow(clippy::unwrap_used, reason = "a test program: what is unexpected must panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test program")]
@@ -12,10 +14,11 @@ use lampyris_plan::TrainPlan;
 use lampyris_proto::frame;
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::rank::{
-    Failed, Finished, FromRank, Ready, Saved, StepDone, Suspended, ToRank, failed::Cause, to_rank,
+    Failed, Finished, FromRank, Operation, Ready, Saved, StepDone, Suspended, ToRank,
+    failed::Cause, to_rank,
 };
 use lampyris_tests::fake_checkpoint;
-use lampyris_tests::steady::{Line, append, next_state, read};
+use lampyris_tests::steady::{Line, append, next_state, take_rank};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -44,6 +47,27 @@ struct Steady {
     attempt: u64,
     step: u64,
     state: u64,
+    pace: Pace,
+}
+
+/// Of [`Steady`].
+struct Pace {
+    step: Duration,
+    /// Steps between checkpoints.
+    save_every: u64,
+    /// After this step the first attempt goes no further.
+    hang_after: Option<u64>,
+}
+
+impl Pace {
+    fn parse(text: &str) -> Pace {
+        let numbers: Vec<u64> = text.split(' ').map(|word| word.parse().unwrap()).collect();
+        Pace {
+            step: Duration::from_millis(numbers[0]),
+            save_every: numbers[1],
+            hang_after: numbers.get(2).copied(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -58,8 +82,7 @@ fn main() -> ExitCode {
         arguments[at + 1].clone()
     };
     let number = |flag: &str| text(flag).parse::<u64>().unwrap();
-    let pace = env::var("STEADY_RANK").unwrap_or_else(|_| "20 5".into());
-    let (ms, every) = pace.split_once(' ').unwrap();
+    let pace = Pace::parse(&env::var("STEADY_RANK").unwrap());
     let socket: UnixStream = io::stdin().as_fd().try_clone_to_owned().unwrap().into();
     let told = Arc::new(Told::default());
     let (ears, heard) = (socket.try_clone().unwrap(), Arc::clone(&told));
@@ -68,8 +91,12 @@ fn main() -> ExitCode {
         toml::from_str(&std::fs::read_to_string(text("--plan")).unwrap()).unwrap();
     let (rank, attempt) = (number("--rank"), number("--attempt"));
     let run_dir = PathBuf::from(text("--run-dir"));
-    let mut steady = Steady { socket, told, run_dir, plan, rank, attempt, step: 0, state: 0 };
-    steady.train(Duration::from_millis(ms.parse().unwrap()), every.parse().unwrap())
+    let lock = take_rank(&run_dir, rank).unwrap();
+    let mut steady = Steady { socket, told, run_dir, plan, rank, attempt, step: 0, state: 0, pace };
+    if lock.is_none() {
+        steady.note_anyway("beside");
+    }
+    steady.train()
 }
 
 fn build_id() -> String {
@@ -98,7 +125,7 @@ fn boottime_ns() -> u64 {
 }
 
 impl Steady {
-    fn train(&mut self, pace: Duration, every: u64) -> ExitCode {
+    fn train(&mut self) -> ExitCode {
         self.say(Body::Ready(Ready {
             rank: self.rank,
             attempt: self.attempt,
@@ -111,54 +138,69 @@ impl Steady {
         (self.step, self.state) = self.load();
         eprintln!("attempt {} begins after step {}", self.attempt, self.step);
         self.note("start");
+        self.reached("start");
         while self.step < total_steps {
             if self.told.gone.load(Ordering::Acquire) {
                 return ExitCode::from(75);
             }
             let suspend = self.told.suspend.load(Ordering::Acquire);
             if suspend > 0 {
+                self.reached("suspend");
                 self.commit();
+                self.reached("suspended");
                 let (step, stay_stopped) = (self.step, suspend == 86);
                 self.note("suspend");
                 self.say(Body::Suspended(Suspended { step, stay_stopped }));
                 return ExitCode::from(suspend);
             }
-            if self.is_too_late() {
-                let (message, hint) = ("the deadline has passed".into(), String::new());
-                self.say(Body::Failed(Failed { cause: Cause::Deadline.into(), message, hint }));
-                return ExitCode::from(75);
-            }
-            self.one_step(pace, total_steps);
-            if self.step.is_multiple_of(every) {
+            self.in_time();
+            self.one_step(total_steps);
+            if self.step.is_multiple_of(self.pace.save_every) {
                 self.commit();
             }
+            if self.attempt == 1 && self.pace.hang_after == Some(self.step) {
+                self.hang();
+            }
         }
+        self.reached("finish");
         self.commit();
+        self.reached("finished");
         self.note("finish");
         let (step, tokens) = (self.step, self.step * 64);
         self.say(Body::Finished(Finished { step, tokens, train_s: 1.0 }));
         ExitCode::SUCCESS
     }
 
-    fn is_too_late(&self) -> bool {
+    /// Ends this process if its deadline has passed: no step and no commit begins then.
+    fn in_time(&mut self) {
         let deadline = self.told.deadline_ns.load(Ordering::Acquire);
-        deadline > 0 && boottime_ns() >= deadline
+        if deadline > 0 && boottime_ns() >= deadline {
+            let (message, hint) = ("the deadline has passed".into(), String::new());
+            self.say(Body::Failed(Failed { cause: Cause::Deadline.into(), message, hint }));
+            std::process::exit(75);
+        }
     }
 
-    /// The step, and the number that belongs to it, of the newest checkpoint of the lineage.
+    /// The step of the newest checkpoint of the lineage, and the number in it.
     fn load(&self) -> (u64, u64) {
-        let Some(newest) = fake_checkpoint::newest(&self.run_dir) else { return (0, 0) };
-        let lines = read(&self.run_dir);
-        let of = |line: &&Line| {
-            line.what == "commit" && (line.step, line.attempt) == (newest.step.0, newest.attempt.0)
-        };
-        let line = lines.iter().find(of).expect("every commit has its line before its rename");
-        (line.step, line.state)
+        let newest = fake_checkpoint::load(&self.run_dir).expect("a checkpoint that was committed");
+        newest.map_or((0, 0), |(id, number)| (id.step.0, number))
     }
 
-    fn one_step(&mut self, pace: Duration, total_steps: u64) {
+    /// Rank 1 never enters what the others wait in.
+    fn hang(&mut self) -> ! {
+        if self.rank != 1 {
+            let (what, done, total) = ("all-reduce".into(), 0, 0);
+            self.say(Body::Operation(Operation { what, done, total }));
+        }
+        loop {
+            thread::park();
+        }
+    }
+
+    fn one_step(&mut self, total_steps: u64) {
         let began = Instant::now();
-        thread::sleep(pace);
+        thread::sleep(self.pace.step);
         self.step += 1;
         self.state = next_state(self.state, self.step);
         self.say(Body::StepDone(StepDone {
@@ -175,32 +217,52 @@ impl Steady {
 
     /// Rank 0 commits for all: the others hold nothing.
     fn commit(&mut self) {
-        if self.rank > 0 || self.is_too_late() {
+        if self.rank > 0 {
             return;
         }
+        self.in_time();
         let began = Instant::now();
-        self.note("commit");
+        self.note("saving");
         let (run_dir, step, attempt) = (&self.run_dir, self.step, self.attempt);
-        match fake_checkpoint::commit(run_dir, &self.plan, step, attempt) {
+        match fake_checkpoint::commit(run_dir, &self.plan, step, attempt, self.state) {
             Ok((path, bytes)) => {
+                self.reached("saved");
+                self.note("commit");
                 let save_s = began.elapsed().as_secs_f64();
                 let path = path.display().to_string();
                 self.say(Body::Saved(Saved { step, path, bytes, save_s }));
             }
-            Err(error) => {
-                let message = format!("cannot save: {error}");
-                let cause = Cause::Storage.into();
-                self.say(Body::Failed(Failed { cause, message, hint: String::new() }));
-                std::process::exit(75);
-            }
+            Err(error) => self.cannot_save(&error),
         }
     }
 
-    fn note(&self, what: &str) {
-        if self.rank == 0 {
-            let (attempt, step, state) = (self.attempt, self.step, self.state);
-            append(&self.run_dir, &Line { what: what.into(), attempt, step, state });
+    /// Ends the first attempt here, as `kill -9` would, if `STEADY_DIES_AT` names this place.
+    fn reached(&self, place: &str) {
+        if self.attempt == 1 && env::var("STEADY_DIES_AT").is_ok_and(|at| at == place) {
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, Signal::KILL).unwrap();
         }
+    }
+
+    fn note(&mut self, what: &str) {
+        if self.rank == 0 {
+            self.note_anyway(what);
+        }
+    }
+
+    fn note_anyway(&mut self, what: &str) {
+        let (attempt, step, state) = (self.attempt, self.step, self.state);
+        let line = Line { what: what.into(), attempt, step, state };
+        if let Err(error) = append(&self.run_dir, &line) {
+            self.cannot_save(&error);
+        }
+    }
+
+    fn cannot_save(&mut self, error: &dyn std::error::Error) -> ! {
+        let message = format!("cannot save: {error}");
+        let cause = Cause::Storage.into();
+        self.say(Body::Failed(Failed { cause, message, hint: String::new() }));
+        std::process::exit(75);
     }
 
     fn say(&mut self, body: Body) {

@@ -55,13 +55,20 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// Nobody answers there.
-    #[error("no scheduler answers at {address}: {source}")]
+    #[error("no scheduler answers at {address}: {}", innermost(source))]
     Connect {
         /// Where.
         address: String,
         /// Cause.
         source: tonic::transport::Error,
     },
+}
+
+/// The cause of a failure behind all that only passed it on: a refused connection, an unknown authority.
+fn innermost<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
 
 /// Adds the bearer token to every call.

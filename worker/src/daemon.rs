@@ -15,5 +15,6 @@ mod link;
 mod logs;
 mod machine;
 mod service;
+mod start;
 
 pub use service::{Handle, Options, Service, WorkerError};

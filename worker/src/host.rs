@@ -9,6 +9,7 @@ use crate::fail_point;
 use crate::launch::{Folder, Launch, Process, Processes};
 use crate::meeting;
 use crate::processes::boot_id;
+use crate::report::Report;
 use crate::shim::{self, Event, Failure, FailureCause, Handle, Options, Outcome, ShimError};
 use lampyris_proto::v1::{FromShim, ToShim, failure::Class, outcome::Kind};
 use lampyris_proto::{Rank, frame, v1};
@@ -47,10 +48,10 @@ pub fn run<G>(folder: &Folder, claim: Claim<'_, G>) -> io::Result<()> {
     let launch = folder.launch()?;
     note_processes(folder, Vec::new());
     fail_point::reached("start");
-    let outcome = match attempt(folder, &launch, claim) {
-        Ok(outcome) => outcome_message(outcome),
-        Err(failure) => v1::Outcome { kind: Some(Kind::Failed(failure)) },
-    };
+    let outcome = attempt(folder, &launch, claim).unwrap_or_else(|failure| v1::Outcome {
+        kind: Some(Kind::Failed(failure)),
+        progress: None,
+    });
     fail_point::reached("finish");
     folder.write_outcome(&outcome)
 }
@@ -59,7 +60,7 @@ fn attempt<G>(
     folder: &Folder,
     launch: &Launch,
     claim: Claim<'_, G>,
-) -> Result<Outcome, v1::Failure> {
+) -> Result<v1::Outcome, v1::Failure> {
     let listener = listen(folder).map_err(|e| infrastructure(format!("no socket: {e}")))?;
     let desk = Arc::new(Desk::new(launch));
     let answers = Arc::clone(&desk);
@@ -76,10 +77,21 @@ fn attempt<G>(
     desk.open(handle);
     let (sender, events) = sync_channel(EVENT_LIMIT);
     let (watcher, folder, ranks) = (Arc::clone(&desk), folder.clone(), launch.ranks_per_node);
-    thread::spawn(move || watch(&events, &watcher.board, &folder, ranks as usize));
+    let watching = thread::spawn(move || watch(&events, &watcher.board, &folder, ranks as usize));
     shorten_logs(launch);
     // The shim has the main thread: the ranks' lives are tied to the thread that starts them.
-    service.run(&sender).map_err(shim_failure)
+    let outcome = service.run(&sender).map_err(shim_failure)?;
+    // What the ranks said last is on the board once the watcher has read it all.
+    drop(sender);
+    let report = watching.join().unwrap_or_default();
+    if outcome == Outcome::Finished
+        && launch.node == 0
+        && let Err(error) = report.write(&launch.run_dir)
+    {
+        tracing::warn!(%error, "cannot write report.json");
+    }
+    let progress = lock(&desk.board).progress(Instant::now());
+    Ok(outcome_message(outcome, v1::Progress { ranks: Vec::new(), ..progress }))
 }
 
 fn options(launch: &Launch, rendezvous: Option<shim::Rendezvous>) -> Options {
@@ -114,12 +126,17 @@ fn listen(folder: &Folder) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// Keeps the board, and notes the processes once all exist.
-fn watch(events: &Receiver<Event>, board: &Mutex<Board>, folder: &Folder, ranks: usize) {
-    let mut noted = false;
+/// Keeps the board, and notes the processes once all exist. In the end, what rank 0 said.
+fn watch(events: &Receiver<Event>, board: &Mutex<Board>, folder: &Folder, ranks: usize) -> Report {
+    let (mut noted, mut report) = (false, Report::default());
     while let Ok(event) = events.recv() {
         if let Event::NotAtBoundary { ranks, waited } = &event {
             tracing::warn!(?ranks, ?waited, "not at a step boundary after a request to suspend");
+        }
+        match &event {
+            Event::Said { rank: Rank(0), body } => report.note(body),
+            Event::Suspending { .. } => fail_point::reached("suspend"),
+            _ => {}
         }
         let mut board = lock(board);
         board.note(&event, Instant::now());
@@ -129,6 +146,7 @@ fn watch(events: &Receiver<Event>, board: &Mutex<Board>, folder: &Folder, ranks:
             fail_point::reached("ranks");
         }
     }
+    report
 }
 
 /// Notes this process and its ranks for a worker that must end them.
@@ -266,7 +284,7 @@ fn shim_failure(error: ShimError) -> v1::Failure {
 }
 
 /// The outcome in the words of the API.
-fn outcome_message(outcome: Outcome) -> v1::Outcome {
+fn outcome_message(outcome: Outcome, progress: v1::Progress) -> v1::Outcome {
     let kind = match outcome {
         Outcome::Finished => Kind::Finished(v1::outcome::Finished {}),
         Outcome::Suspended { stay_stopped, .. } => {
@@ -277,7 +295,7 @@ fn outcome_message(outcome: Outcome) -> v1::Outcome {
         }
         Outcome::Failed(failure) => Kind::Failed(failure_message(&failure)),
     };
-    v1::Outcome { kind: Some(kind) }
+    v1::Outcome { kind: Some(kind), progress: Some(progress) }
 }
 
 fn failure_message(failure: &Failure) -> v1::Failure {

@@ -242,7 +242,7 @@ mod tests {
         let message = "x".repeat(5000);
         let failure = v1::Failure { message, ..Default::default() };
         let kind = Some(v1::outcome::Kind::Failed(failure));
-        folder.write_outcome(&v1::Outcome { kind }).unwrap();
+        folder.write_outcome(&v1::Outcome { kind, progress: None }).unwrap();
         let Some(v1::outcome::Kind::Failed(read)) = folder.outcome().unwrap().kind else {
             panic!("a failure was written")
         };

@@ -9,4 +9,5 @@ pub mod host;
 pub mod launch;
 mod meeting;
 mod processes;
+pub mod report;
 pub mod shim;

@@ -106,6 +106,13 @@ impl Scheduler {
         found.jobs.first().map(|job| job.id).ok_or_else(none)
     }
 
+    /// Whether it answers, and lets this person in.
+    pub(crate) fn check_access(&self) -> Result<(), CliError> {
+        let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
+        self.call(request, async |mut client, request| client.list_jobs(request).await)?;
+        Ok(())
+    }
+
     /// One job.
     pub(crate) fn job(&self, job: u64) -> Result<v1::Job, CliError> {
         let request = v1::GetJobRequest { job };

@@ -13,10 +13,10 @@ pub(crate) struct ClusterArgs {
     /// unix:/PATH, http://HOST:PORT or https://HOST:PORT [default: $LAMPYRIS_SCHEDULER, else the one of `lampyris up`]
     #[arg(long, value_name = "ADDRESS")]
     scheduler: Option<String>,
-    /// Certificate of the authority that signed the scheduler's, for https
+    /// Certificate of the authority that signed the scheduler's, for https [default: $LAMPYRIS_CA]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// File with the bearer token
+    /// File with the bearer token [default: $LAMPYRIS_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -35,10 +35,12 @@ impl ClusterArgs {
     /// What is asked for, else the environment's, else that of `lampyris up`.
     pub(crate) fn target(&self, environment: &Environment) -> Target {
         let named = self.scheduler.clone().or_else(|| environment.scheduler.clone());
+        let address = named.unwrap_or_else(|| socket_address(&environment.cluster_dir()));
+        let usual_ca = environment.ca.clone().filter(|_| address.starts_with("https://"));
         Target {
-            address: named.unwrap_or_else(|| socket_address(&environment.cluster_dir())),
-            ca_file: self.ca.clone(),
-            token_file: self.token_file.clone(),
+            address,
+            ca_file: self.ca.clone().or(usual_ca),
+            token_file: self.token_file.clone().or_else(|| environment.token_file.clone()),
         }
     }
 

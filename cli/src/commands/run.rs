@@ -11,11 +11,14 @@ use super::{Environment, RecipeArgs};
 use crate::backend::Backend;
 use crate::backend::scheduler::Scheduler;
 use crate::error::CliError;
-use crate::launch::LaunchArgs;
+use crate::launch::LayoutArgs;
 use crate::screen;
+use crate::started_run;
 use lampyris_scheduler::core::Policy;
+use lampyris_worker::report::Report;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Nobody else is on this cluster: heartbeats, and with them the progress that is shown, come every second.
 const LEASE_MS: u64 = 4_000;
@@ -29,12 +32,8 @@ pub(crate) struct Args {
     recipe: RecipeArgs,
     #[command(flatten)]
     run_dir: RunDirArgs,
-    /// Workers [default: 1]
-    #[arg(long, value_name = "N")]
-    nodes: Option<usize>,
-    /// Ranks on each; nodes times ranks replaces parallel.data [default: parallel.data / nodes]
-    #[arg(long, value_name = "R")]
-    ranks_per_node: Option<usize>,
+    #[command(flatten)]
+    layout: LayoutArgs,
 }
 
 /// A folder that goes when the command does.
@@ -57,18 +56,17 @@ impl Drop for Scratch {
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    let launch = LaunchArgs::new(args.nodes, args.ranks_per_node);
+    let launch = args.layout.launch();
     let named = args.run_dir.named()?;
-    let prepared = Prepared::new(&args.recipe, &launch, named, environment)?;
-    let run_dir = prepared.run.path().to_path_buf();
+    let prepared = Arc::new(Prepared::new(&args.recipe, &launch, named, environment)?);
     let scratch = Scratch::new()?;
-    let size = Size { nodes: args.nodes.unwrap_or(1), devices: 1, shared: false };
+    let size = Size { nodes: args.layout.nodes(), devices: 1, shared: false };
     let policy = Policy { lease_ms: LEASE_MS, ..Policy::default() };
     let environment = environment.clone();
     let code = runtime()?.block_on(async {
         let cluster = Cluster::start(&scratch.0, &size, policy, &environment)?;
         let target = ClusterArgs::at(cluster.address()).address_only();
-        let submit = target.clone();
+        let (submit, prepared) = (target.clone(), Arc::clone(&prepared));
         let job = blocking(move || {
             let scheduler = Scheduler::connect(&submit)?;
             prepared.hand_over(&scheduler, &JobOptions::default(), &environment)
@@ -94,12 +92,16 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         cluster.stop().await?;
         ended
     })?;
-    let run = run_dir.display();
     match code {
-        0 => screen::say(format_args!(
-            "finished\n\nRun         {run}\nTry         lampyris generate {run} --prompt \"...\""
-        )),
-        _ => screen::say(format_args!("stopped; `lampyris resume {run}` continues")),
+        0 => {
+            let path = prepared.run.path();
+            let said = Report::read(path).map_err(|source| CliError::read(path, source))?;
+            started_run::report(&prepared.run, &prepared.plan, &prepared.dataset, &said)?;
+        }
+        _ => {
+            let run = prepared.run.path().display();
+            screen::say(format_args!("stopped; `lampyris resume {run}` continues"));
+        }
     }
     Ok(code)
 }

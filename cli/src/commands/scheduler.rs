@@ -25,9 +25,6 @@ pub(crate) struct Args {
     /// Key of the certificate, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
-    /// Authority by which clients must be certified, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    client_ca: Option<PathBuf>,
     /// File with the token that every call must bring
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -83,11 +80,9 @@ impl Args {
             }
         };
         let tls = match (&self.tls_certificate, &self.tls_key) {
-            (Some(certificate), Some(key)) => Some(Tls {
-                certificate: read(certificate)?,
-                key: read(key)?,
-                client_ca: self.client_ca.as_deref().map(read).transpose()?,
-            }),
+            (Some(certificate), Some(key)) => {
+                Some(Tls { certificate: read(certificate)?, key: read(key)? })
+            }
             _ => None,
         };
         let token = self.token_file.as_deref().map(read).transpose()?;

@@ -8,7 +8,7 @@ use super::train::RunDirArgs;
 use super::{Environment, RecipeArgs};
 use crate::backend::scheduler::{Scheduler, details};
 use crate::error::CliError;
-use crate::launch::LaunchArgs;
+use crate::launch::LayoutArgs;
 use crate::screen::{self, AttachedView};
 use lampyris_proto::v1;
 use lampyris_proto::v1::JobState;
@@ -29,12 +29,8 @@ pub(crate) struct Args {
     recipe: RecipeArgs,
     #[command(flatten)]
     run_dir: RunDirArgs,
-    /// Nodes [default: 1]
-    #[arg(long, value_name = "N")]
-    nodes: Option<usize>,
-    /// Ranks on each node; nodes times ranks replaces parallel.data [default: parallel.data / nodes]
-    #[arg(long, value_name = "R")]
-    ranks_per_node: Option<usize>,
+    #[command(flatten)]
+    layout: LayoutArgs,
     #[command(flatten)]
     job: JobOptions,
     /// Stay and show the job until it has ended
@@ -66,12 +62,13 @@ pub(crate) struct AdoptArgs {
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    let launch = LaunchArgs::new(args.nodes, args.ranks_per_node);
+    let launch = args.layout.launch();
     let named = args.run_dir.named()?;
     if let Some(Cluster::Slurm) = args.on {
         return submit_slurm::run(&args.recipe, named, &launch, &args.slurm, environment);
     }
     let scheduler = args.cluster.connect(environment)?;
+    scheduler.check_access()?;
     let prepared = Prepared::new(&args.recipe, &launch, named, environment)?;
     let job = prepared.submit(&scheduler, &args.job, environment)?;
     if args.json {
@@ -85,7 +82,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
 /// Hands a run that exists to the scheduler.
 pub(crate) fn adopt(args: &AdoptArgs, environment: &Environment) -> Result<u8, CliError> {
     let scheduler = args.cluster.connect(environment)?;
-    let launch = LaunchArgs::new(args.nodes, None);
+    let launch = LayoutArgs::of_nodes(args.nodes).launch();
     let prepared = Prepared::existing(&args.run, &launch)?;
     let job = prepared.submit(&scheduler, &args.job, environment)?;
     screen::say(screen::jobs::submitted(&job));

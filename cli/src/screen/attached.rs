@@ -42,7 +42,7 @@ impl AttachedView {
             self.line(&standing);
             self.said = standing;
         }
-        if state == Phase::Running
+        if matches!(state, Phase::Running | Phase::Succeeded)
             && let Some(progress) = &job.progress
         {
             self.progress(progress, now);
@@ -72,7 +72,8 @@ impl AttachedView {
             self.line(&format!("step {}: validation {bits:.4} bits per byte", progress.step));
             self.evaluated = Some(bits);
         }
-        let due = self.last_line.is_none_or(|last| now - last >= LINE_PERIOD);
+        let at_end = progress.step == progress.total_steps;
+        let due = at_end || self.last_line.is_none_or(|last| now - last >= LINE_PERIOD);
         if !self.terminal && progress.step != self.step && due {
             note(format_args!("step {}/{}  {text}", progress.step, progress.total_steps));
             self.last_line = Some(now);

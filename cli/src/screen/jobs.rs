@@ -133,7 +133,9 @@ pub(crate) fn behind(ranks: &[RankRow]) -> Option<String> {
         let what = words.map_or(what.clone(), |(what, _)| what.to_string());
         groups.entry(what).or_default().push(rank);
     }
-    let (others, _) = groups.iter().max_by_key(|(_, ranks)| ranks.len())?;
+    // Of two equally large groups, the one in a named operation waits for the one that still computes.
+    let in_operation = |ranks: &[&RankRow]| !ranks[0].operation.is_empty();
+    let (others, _) = groups.iter().max_by_key(|(_, r)| (r.len(), in_operation(r)))?;
     let late: Vec<&RankRow> =
         groups.iter().filter(|(what, _)| *what != others).flat_map(|(_, r)| r.clone()).collect();
     (!late.is_empty())
@@ -237,6 +239,8 @@ mod tests {
             behind(&saves).unwrap(),
             "behind      rank 1 on n0 (step 6 for 9s), of 3 ranks, has not entered \"saving\""
         );
+        let two = [rank(0, 5, "all-reduce", 9), rank(1, 5, "", 9)];
+        assert!(behind(&two).unwrap().starts_with("behind      rank 1 on n0"));
         assert_eq!(behind(&[]), None);
     }
 

@@ -1,36 +1,37 @@
 //! The end of a run in words: what was trained, how well, what it writes, and where everything lies.
 
-use super::training::{Story, duration_text};
+use super::training::duration_text;
 use crate::compressors::Compressed;
 use indicatif::{HumanBytes, HumanCount};
 use lampyris_data::PartSummary;
+use lampyris_worker::report::Report;
 use std::fmt::Write;
 use std::path::Path;
 
 /// The report of a finished run; `compressed` holds compressors' sizes of the text on which the model was evaluated.
 pub(crate) fn report(
     run_dir: &Path,
-    story: &Story,
+    said: &Report,
     corpus: &PartSummary,
     compressed: &[Compressed],
 ) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    write_report(&mut text, run_dir, story, corpus, compressed).ok();
+    write_report(&mut text, run_dir, said, corpus, compressed).ok();
     text
 }
 
 fn write_report(
     out: &mut String,
     run_dir: &Path,
-    story: &Story,
+    said: &Report,
     corpus: &PartSummary,
     compressed: &[Compressed],
 ) -> std::fmt::Result {
-    if let Some(finished) = &story.finished {
+    if let Some(finished) = &said.finished {
         let (steps, tokens) = (HumanCount(finished.step), HumanCount(finished.tokens));
         let time = duration_text(finished.train_s);
-        let speed = speed(story).map(|s| format!(" ({} tokens/s)", HumanCount(s as u64)));
+        let speed = speed(said).map(|s| format!(" ({} tokens/s)", HumanCount(s as u64)));
         let speed = speed.unwrap_or_default();
         writeln!(out, "Trained to step {steps}, {tokens} tokens; {time} of training{speed}")?;
         let (all, bytes) = (HumanCount(corpus.tokens), HumanBytes(corpus.bytes));
@@ -42,7 +43,7 @@ fn write_report(
         };
         writeln!(out, "Corpus of {all} tokens ({bytes} of text): {part}")?;
     }
-    if let Some(evaluated) = &story.evaluated {
+    if let Some(evaluated) = &said.evaluated {
         let bytes = HumanCount(evaluated.bytes);
         writeln!(out, "\nBits per byte on {bytes} bytes of held-out text")?;
         writeln!(out, "  this model  {:.3}", evaluated.bits_per_byte)?;
@@ -50,22 +51,22 @@ fn write_report(
             writeln!(out, "  {:<10}  {:.3}", other.name, other.bits_per_byte())?;
         }
     }
-    if let Some(sample) = &story.sample {
+    if let Some(sample) = &said.sample {
         writeln!(out, "\nIt writes")?;
         for line in format!("{}{}", sample.prompt, sample.text).lines() {
             writeln!(out, "  | {line}")?;
         }
     }
     writeln!(out, "\nRun         {}", run_dir.display())?;
-    if let Some(saved) = &story.saved {
+    if let Some(saved) = &said.saved {
         writeln!(out, "Checkpoint  {}", saved.path)?;
     }
     write!(out, "Try         lampyris generate {} --prompt \"...\"", run_dir.display())
 }
 
 /// Tokens per second of this attempt, its first step (which warms caches up) left out.
-fn speed(story: &Story) -> Option<f64> {
-    let (first, finished) = (story.first_step.as_ref()?, story.finished.as_ref()?);
+fn speed(said: &Report) -> Option<f64> {
+    let (first, finished) = (said.first_step.as_ref()?, said.finished.as_ref()?);
     let seconds = finished.train_s - first.step_s;
     let tokens = finished.tokens.checked_sub(first.tokens)?;
     (seconds > 0.0).then(|| tokens as f64 / seconds)
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn the_whole_report() {
-        let story = Story {
+        let said = Report {
             first_step: Some(StepDone {
                 step: 1,
                 tokens: 2_000,
@@ -116,13 +117,13 @@ It writes
 Run         runs/one
 Checkpoint  run/checkpoints/step-750.attempt-1
 Try         lampyris generate runs/one --prompt \"...\"";
-        assert_eq!(report(Path::new("runs/one"), &story, &corpus, &compressed), expected);
+        assert_eq!(report(Path::new("runs/one"), &said, &corpus, &compressed), expected);
     }
 
     #[test]
     fn what_was_not_said_is_left_out() {
         let nothing = PartSummary { documents: 0, tokens: 0, bytes: 0 };
-        let text = report(Path::new("r"), &Story::default(), &nothing, &[]);
+        let text = report(Path::new("r"), &Report::default(), &nothing, &[]);
         assert_eq!(text, "\nRun         r\nTry         lampyris generate r --prompt \"...\"");
     }
 }

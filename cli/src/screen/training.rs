@@ -4,9 +4,10 @@
 use super::note;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lampyris_proto::rank::from_rank::Body;
-use lampyris_proto::rank::{Evaluated, Finished, Operation, Sample, Saved, StepDone};
+use lampyris_proto::rank::{Evaluated, Operation, Saved, StepDone};
 use lampyris_proto::rank::{Note, note::Severity};
 use lampyris_proto::{Rank, Step};
+use lampyris_worker::report::Report;
 use lampyris_worker::shim::{Event, SuspendReason};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -17,24 +18,13 @@ const LINE_PERIOD: Duration = Duration::from_secs(5);
 /// Weight of the newest step in the step time from which the remaining time follows: about the last 20 steps count.
 const ETA_WEIGHT: f64 = 0.05;
 
-/// What a run said that the final report shows.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub(crate) struct Story {
-    /// The first step of this attempt.
-    pub(crate) first_step: Option<StepDone>,
-    pub(crate) evaluated: Option<Evaluated>,
-    pub(crate) saved: Option<Saved>,
-    pub(crate) sample: Option<Sample>,
-    pub(crate) finished: Option<Finished>,
-}
-
 /// Reads events until the shim has ended.
 pub(crate) struct TrainingView {
     bar: ProgressBar,
     terminal: bool,
     last_line: Option<Instant>,
     step_s: f64,
-    story: Story,
+    report: Report,
 }
 
 impl TrainingView {
@@ -46,16 +36,16 @@ impl TrainingView {
         let bar = ProgressBar::with_draw_target(None, target)
             .with_style(style.expect("the template is fixed"))
             .with_message("starting lampyris-rank");
-        TrainingView { bar, terminal, last_line: None, step_s: 0.0, story: Story::default() }
+        TrainingView { bar, terminal, last_line: None, step_s: 0.0, report: Report::default() }
     }
 
     /// Shows `events` as they come, and gives back what is worth keeping.
-    pub(crate) fn watch(mut self, events: &Receiver<Event>) -> Story {
+    pub(crate) fn watch(mut self, events: &Receiver<Event>) -> Report {
         while let Ok(event) = events.recv() {
             self.show(event, Instant::now());
         }
         self.bar.finish_and_clear();
-        self.story
+        self.report
     }
 
     fn show(&mut self, event: Event, now: Instant) {
@@ -79,29 +69,29 @@ impl TrainingView {
             Body::Note(note) => self.line(&note_text(rank, &note)),
             // Everything else is the same on all ranks.
             _ if rank != Rank(0) => {}
+            body => self.said_first(body, now),
+        }
+    }
+
+    fn said_first(&mut self, body: Body, now: Instant) {
+        let first = self.report.first_step.is_none();
+        self.report.note(&body);
+        match body {
             Body::Ready(ready) => {
                 let (device, threads) = (ready.device, ready.threads);
                 self.line(&format!("training on {device}, {threads} threads"));
             }
             Body::Operation(operation) => self.bar.set_message(operation_text(&operation)),
-            Body::StepDone(step) => self.step(step, now),
-            Body::Evaluated(evaluated) => {
-                self.line(&evaluated_text(&evaluated));
-                self.story.evaluated = Some(evaluated);
-            }
-            Body::Saved(saved) => {
-                self.line(&saved_text(&saved));
-                self.story.saved = Some(saved);
-            }
-            Body::Sample(sample) => self.story.sample = Some(sample),
-            Body::Finished(finished) => self.story.finished = Some(finished),
-            // The outcome of the shim tells of these.
-            Body::Suspended(_) | Body::Failed(_) => {}
+            Body::StepDone(step) => self.step(&step, first, now),
+            Body::Evaluated(evaluated) => self.line(&evaluated_text(&evaluated)),
+            Body::Saved(saved) => self.line(&saved_text(&saved)),
+            // Report or outcome tell of these.
+            Body::Sample(_) | Body::Finished(_) | Body::Suspended(_) | Body::Failed(_) => {}
+            Body::Note(_) => {}
         }
     }
 
-    fn step(&mut self, step: StepDone, now: Instant) {
-        let first = self.story.first_step.is_none();
+    fn step(&mut self, step: &StepDone, first: bool, now: Instant) {
         self.step_s = match first {
             true => step.step_s,
             false => self.step_s + ETA_WEIGHT * (step.step_s - self.step_s),
@@ -113,14 +103,13 @@ impl TrainingView {
         }
         self.bar.set_length(step.total_steps);
         self.bar.set_position(step.step);
-        let figures = figures(&step, self.step_s);
+        let figures = figures(step, self.step_s);
         let due = self.last_line.is_none_or(|last| now - last >= LINE_PERIOD);
         if !self.terminal && (due || step.step == step.total_steps) {
             note(format_args!("step {}/{}  {figures}", step.step, step.total_steps));
             self.last_line = Some(now);
         }
         self.bar.set_message(figures);
-        self.story.first_step.get_or_insert(step);
     }
 
     fn line(&self, text: &str) {

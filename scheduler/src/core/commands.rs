@@ -57,6 +57,7 @@ impl Scheduler {
             members: Vec::new(),
             stop: None,
             failure: None,
+            failed_before: None,
             placed: Time::default(),
             running_since: None,
             retries: 0,

@@ -174,6 +174,16 @@ pub struct Member {
     pub node: NodeId,
     /// How far it is.
     pub state: MemberState,
+    /// What its ranks last reported. Kept in memory; the worker says it again after a restart.
+    #[serde(skip)]
+    pub reported: Progress,
+}
+
+impl Member {
+    /// One that is told to start.
+    pub(super) fn new(node: NodeId) -> Member {
+        Member { node, state: MemberState::Assigned, reported: Progress::default() }
+    }
 }
 
 /// How far one node of an attempt is.
@@ -217,6 +227,9 @@ pub struct Job {
     pub stop: Option<StopReason>,
     /// The failure that ends the current attempt, or that ended the last one.
     pub failure: Option<Failure>,
+    /// The failure of the newest attempt before the current one that failed.
+    #[serde(default)]
+    pub failed_before: Option<Failure>,
     /// When the current attempt was placed.
     pub placed: Time,
     /// When the current attempt was running on all nodes, if it is.

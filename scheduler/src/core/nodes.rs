@@ -144,28 +144,34 @@ impl Scheduler {
         session: u64,
         progress: &[(JobId, Attempt, Progress)],
     ) {
-        if self.node_of_session(&name, session).is_none() {
+        let Some(node) = self.node_of_session(&name, session) else {
             let reason = Reason::StaleSession;
             return self.actions.push(Action::Reject { node: name, session, reason });
-        }
+        };
         let now = self.now;
         for (id, attempt, new) in progress {
             let Some(job) = self.jobs.get_mut(id).filter(|job| job.attempt == *attempt) else {
                 continue;
             };
-            let old = job.progress;
-            job.progress.step = old.step.max(new.step);
-            job.progress.operations = new.operations;
-            if new.save_ms > 0 {
-                job.progress.save_ms = new.save_ms;
+            let Some(member) = job.members.iter_mut().find(|member| member.node == node) else {
+                continue;
+            };
+            if member.reported == *new && !planted!(self, NeverHung) {
+                continue;
             }
-            if new.saved_step > old.saved_step {
-                job.progress.saved_step = new.saved_step;
+            // Each node counts for itself: two that have stopped at different counts make no progress in turns.
+            member.reported = *new;
+            job.progressed = now;
+            let known = &mut job.progress;
+            known.step = known.step.max(new.step);
+            known.operations = known.operations.max(new.operations);
+            if new.save_ms > 0 {
+                known.save_ms = new.save_ms;
+            }
+            if new.saved_step > known.saved_step {
+                known.saved_step = new.saved_step;
                 job.saved = now;
                 job.retries = 0;
-            }
-            if job.progress != old {
-                job.progressed = now;
             }
         }
     }

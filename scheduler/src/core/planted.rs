@@ -24,6 +24,12 @@ pub(crate) enum Bug {
     EarlyRelease,
     /// A suspended job of a person is started again by itself.
     ResumesByItself,
+    /// Where attempts run is not durable: a scheduler that restarts starts its jobs a second time.
+    SecondStart,
+    /// Every heartbeat counts as progress.
+    NeverHung,
+    /// What a worker says of an older attempt counts for the newest.
+    NoFence,
 }
 
 #[cfg(test)]
@@ -47,5 +53,18 @@ pub(super) use planted;
 impl super::Scheduler {
     pub(crate) fn plant(&mut self, bug: Option<Bug>) {
         self.planted = bug;
+    }
+}
+
+#[cfg(test)]
+impl super::Snapshot {
+    /// What is left of it under [`Bug::SecondStart`].
+    pub(crate) fn without_attempts(mut self) -> super::Snapshot {
+        use super::JobState as State;
+        for job in self.jobs.iter_mut().filter(|job| !job.members.is_empty()) {
+            job.members.clear();
+            (job.state, job.stop, job.running_since) = (State::Queued, None, None);
+        }
+        self
     }
 }

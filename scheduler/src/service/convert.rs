@@ -153,7 +153,7 @@ fn to_outcome(outcome: &Outcome) -> v1::Outcome {
         Outcome::Killed => Kind::Killed(v1::outcome::Killed {}),
         Outcome::Failed(failure) => Kind::Failed(to_failure(failure)),
     };
-    v1::Outcome { kind: Some(kind) }
+    v1::Outcome { kind: Some(kind), progress: None }
 }
 
 pub(super) fn to_member(node: NodeName, member: &Member) -> v1::Member {
@@ -206,6 +206,15 @@ pub(super) fn registration(
         attempts: attempts.collect::<Result<_, Status>>()?,
     };
     Ok((registration, register.hardware.unwrap_or_default()))
+}
+
+/// How far the ranks came of the attempts that a worker reports as ended.
+pub(super) fn last_progress(register: &v1::Register) -> Vec<(JobId, Attempt, v1::Progress)> {
+    let last = |attempt: &v1::ReportedAttempt| {
+        let progress = attempt.outcome.as_ref()?.progress.clone()?;
+        Some((JobId(attempt.job), Attempt(attempt.attempt), progress))
+    };
+    register.attempts.iter().filter_map(last).collect()
 }
 
 /// What the core wants to know of a progress.

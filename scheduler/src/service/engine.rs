@@ -8,7 +8,9 @@ use super::effects::Effect;
 use super::link::{EngineLink, Message, Outbox, QUEUE, Reply, Said, Submission};
 use super::view::View;
 use super::{FailPoint, convert, refuse};
-use crate::core::{Action, Answer, Command, Event, NodeName, Policy, Record, Refusal, Scheduler};
+use crate::core::{
+    Action, Answer, Command, Event, NodeName, Policy, Progress, Record, Refusal, Scheduler,
+};
 use crate::error::Error;
 use crate::store::{Commit, Store};
 use lampyris_proto::{Attempt, JobId, v1};
@@ -247,6 +249,9 @@ impl Engine {
     fn join(&mut self, register: v1::Register, outbox: Outbox, reply: Reply<(NodeName, u64)>) {
         self.next_session += 1;
         let number = self.next_session;
+        for (job, attempt, last) in convert::last_progress(&register) {
+            self.progress(job, attempt, last);
+        }
         let (registration, hardware) = match convert::registration(register, number) {
             Ok(registration) => registration,
             Err(status) => return self.effects.push(Effect::Refused(reply, status)),
@@ -275,7 +280,12 @@ impl Engine {
             Said::Started(job, attempt) => {
                 self.step(Event::AttemptStarted { node, session, job, attempt });
             }
-            Said::Ended(job, attempt, outcome) => {
+            Said::Ended { job, attempt, outcome, last } => {
+                let last = last.and_then(|last| self.progress(job, attempt, last));
+                if let Some(last) = last {
+                    let (node, progress) = (node.clone(), vec![last]);
+                    self.step(Event::Heartbeat { node, session, progress });
+                }
                 self.step(Event::AttemptEnded { node, session, job, attempt, outcome });
             }
         }
@@ -285,19 +295,29 @@ impl Engine {
         let mut progress = Vec::with_capacity(heartbeat.attempts.len());
         for attempt in heartbeat.attempts {
             let (job, number) = (JobId(attempt.job), Attempt(attempt.attempt));
-            let Some(news) = attempt.progress else { continue };
-            progress.push((job, number, convert::progress(&news)));
-            if self.view.core.job(job).is_some_and(|known| known.attempt == number) {
-                self.view.live.entry(job).or_default().update(number, news);
-                // Nobody may be watching.
-                self.progressed.send(job).ok();
-            }
+            let news = attempt.progress.and_then(|news| self.progress(job, number, news));
+            progress.extend(news);
         }
         let event = Event::Heartbeat { node: node.clone(), session, progress };
         if self.step(event).1.is_none() {
             let sequence = heartbeat.sequence;
             self.effects.push(Effect::Ack { node, session, sequence });
         }
+    }
+
+    /// Shows how far an attempt is, and gives what the core wants to know of it; nothing if it is not the newest.
+    fn progress(
+        &mut self,
+        job: JobId,
+        attempt: Attempt,
+        news: v1::Progress,
+    ) -> Option<(JobId, Attempt, Progress)> {
+        self.view.core.job(job).filter(|known| known.attempt == attempt)?;
+        let progress = convert::progress(&news);
+        self.view.live.entry(job).or_default().update(attempt, news);
+        // Nobody may be watching.
+        self.progressed.send(job).ok();
+        Some((job, attempt, progress))
     }
 
     /// Makes the batch durable, then does what it wants done.

@@ -57,7 +57,13 @@ pub(super) type Look = Box<dyn FnOnce(&View) + Send>;
 pub(super) enum Said {
     Heartbeat(v1::Heartbeat),
     Started(JobId, Attempt),
-    Ended(JobId, Attempt, Outcome),
+    /// `last`: how far its ranks came.
+    Ended {
+        job: JobId,
+        attempt: Attempt,
+        outcome: Outcome,
+        last: Option<v1::Progress>,
+    },
 }
 
 /// How everything else reaches the engine.

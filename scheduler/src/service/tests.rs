@@ -1,5 +1,7 @@
 //! The daemon over real sockets, with scripted workers.
 
+mod protection;
+
 use super::*;
 use crate::core::{JobSpec, Priority};
 use lampyris_proto::JobId;
@@ -100,7 +102,7 @@ impl Worker {
     }
 
     async fn ended(&self, attempt: u64, kind: v1::outcome::Kind) {
-        let outcome = Some(v1::Outcome { kind: Some(kind) });
+        let outcome = Some(v1::Outcome { kind: Some(kind), progress: None });
         self.say(Up::AttemptEnded(v1::AttemptEnded { job: 1, attempt, outcome })).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::convert;
-use crate::core::{Job, Node, NodeName, NodeState, Reason, Scheduler, Time};
+use crate::core::{Failure, Job, JobState, Node, NodeName, NodeState, Reason, Scheduler, Time};
 use crate::store::Store;
 use lampyris_proto::v1;
 use lampyris_proto::{Attempt, JobId};
@@ -77,7 +77,7 @@ impl View {
             attempt: job.attempt.0,
             members: members.map(|(name, member)| convert::to_member(name, member)).collect(),
             retries: job.retries,
-            failure: job.failure.as_ref().map(convert::to_failure),
+            failure: failure(job).map(convert::to_failure),
             progress: Some(progress),
             submit_time: Some(self.clock.timestamp(job.submitted)),
             start_time: job.running_since.map(|at| self.clock.timestamp(at)),
@@ -124,6 +124,12 @@ impl View {
             holdings: holdings.collect(),
         }
     }
+}
+
+/// The failure that people ask about: none once all is well in the end.
+fn failure(job: &Job) -> Option<&Failure> {
+    let of = job.failure.as_ref().or(job.failed_before.as_ref());
+    of.filter(|_| job.state != JobState::Succeeded)
 }
 
 fn why(node: &Node, now: Time) -> Reason {

@@ -75,9 +75,15 @@ async fn listen(
                 Said::Started(JobId(started.job), Attempt(started.attempt))
             }
             Body::AttemptEnded(ended) => {
-                let outcome = ended.outcome.ok_or_else(|| missing("outcome"))?;
+                let mut outcome = ended.outcome.ok_or_else(|| missing("outcome"))?;
+                let last = outcome.progress.take();
                 let outcome = convert::outcome(outcome)?;
-                Said::Ended(JobId(ended.job), Attempt(ended.attempt), outcome)
+                Said::Ended {
+                    job: JobId(ended.job),
+                    attempt: Attempt(ended.attempt),
+                    outcome,
+                    last,
+                }
             }
             Body::LogChunk(chunk) => {
                 logs::route(&link.logs, session, chunk).await;

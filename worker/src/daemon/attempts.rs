@@ -4,8 +4,8 @@
 use super::fitness::failure;
 use super::link::{Link, Order};
 use super::service::{News, Options};
+use super::start::Start;
 use crate::launch::{Folder, Launch};
-use crate::shim::control;
 use lampyris_proto::v1::failure::Class;
 use lampyris_proto::v1::{self, outcome::Kind};
 use lampyris_proto::{Attempt, JobId};
@@ -13,28 +13,27 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// A job and its attempt.
 pub(super) type Key = (JobId, Attempt);
 
-/// What is known of one attempt.
-pub(super) struct Known {
-    pub(super) run_dir: PathBuf,
-    pub(super) state: State,
-}
-
-pub(super) enum State {
-    Running { link: Link, progress: v1::Progress },
+/// How an attempt stands here.
+enum State {
+    /// Its shim is being started; what was ordered meanwhile.
+    Starting(Vec<Order>),
+    Running {
+        link: Link,
+        progress: v1::Progress,
+    },
     Ended(v1::Outcome),
 }
 
 /// All attempts of a node.
 pub(super) struct Attempts {
     folder: PathBuf,
-    known: BTreeMap<Key, Known>,
+    known: BTreeMap<Key, State>,
     lease: watch::Sender<Duration>,
     news: mpsc::Sender<News>,
     period: Duration,
@@ -68,9 +67,8 @@ impl Attempts {
     fn take_in(&mut self, folder: Folder, launch: Launch) {
         let key = (launch.job, launch.attempt);
         tracing::info!(job = %key.0, attempt = %key.1, "found an attempt of before");
-        let run_dir = launch.run_dir.clone();
         let state = self.running(folder, launch);
-        self.known.insert(key, Known { run_dir, state });
+        self.known.insert(key, state);
     }
 
     fn running(&self, folder: Folder, launch: Launch) -> State {
@@ -83,52 +81,53 @@ impl Attempts {
         Folder::new(self.folder.join(format!("{}.{}", key.0, key.1)))
     }
 
-    /// Starts what is asked for, unless it is known, and gives what there is to say.
+    /// Begins to start what is asked for; [`News::Began`] says what came of it. If it is known, gives what there is to say.
     pub(super) fn start(
         &mut self,
         options: &Options,
-        asked: &v1::StartAttempt,
-        unfit: Option<v1::Failure>,
-    ) -> v1::worker_message::Body {
+        asked: v1::StartAttempt,
+    ) -> Option<v1::worker_message::Body> {
         let key = (JobId(asked.job), Attempt(asked.attempt));
         if self.known.contains_key(&key) {
             return self.word(key);
         }
+        let launch = self.launch(options, &asked);
         let newest = self.known.keys().filter(|known| known.0 == key.0).max();
-        let stale = newest.filter(|newest| **newest > key).map(|newest| {
-            failure(Class::Infrastructure, format!("attempt {} of the job is newer", newest.1))
+        if let Some(newest) = newest.filter(|newest| **newest > key) {
+            let message = format!("attempt {} of the job is newer", newest.1);
+            let kind = Some(Kind::Failed(failure(Class::Infrastructure, message)));
+            let state = State::Ended(v1::Outcome { kind, progress: None });
+            self.known.insert(key, state);
+            return self.word(key);
+        }
+        self.known.insert(key, State::Starting(Vec::new()));
+        let start = Start {
+            folder: self.folder_of(key),
+            launch: launch.clone(),
+            run: asked.run.unwrap_or_default(),
+            shim_command: options.shim_command.clone(),
+        };
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            let begun = tokio::task::spawn_blocking(move || start.begin()).await;
+            let lost = |error| Err(failure(Class::NodeUnfit, format!("cannot start: {error}")));
+            let begun = begun.unwrap_or_else(lost).map(|()| Box::new(launch));
+            // Nobody reads when the daemon ends; the next one finds the folder.
+            news.send(News::Began(key, begun)).await.ok();
         });
-        let run = asked.run.clone().unwrap_or_default();
-        let outcome = match stale.or(unfit) {
-            Some(failure) => Err(failure),
-            None => self.spawn(options, key, asked, &run),
-        };
-        let state = match outcome {
-            Ok(state) => state,
-            Err(failure) => {
-                tracing::warn!(job = %key.0, attempt = %key.1, "not started: {}", failure.message);
-                State::Ended(v1::Outcome { kind: Some(Kind::Failed(failure)) })
-            }
-        };
-        self.known.insert(key, Known { run_dir: run.run_dir.into(), state });
-        self.word(key)
+        None
     }
 
-    fn spawn(
-        &self,
-        options: &Options,
-        key: Key,
-        asked: &v1::StartAttempt,
-        run: &v1::RunSpec,
-    ) -> Result<State, v1::Failure> {
-        let launch = Launch {
-            job: key.0,
-            attempt: key.1,
-            run_attempt: Attempt(run.attempt_base + key.1.0),
-            run_dir: run.run_dir.clone().into(),
-            dataset: run.dataset.clone().into(),
+    fn launch(&self, options: &Options, asked: &v1::StartAttempt) -> Launch {
+        let run = asked.run.clone().unwrap_or_default();
+        Launch {
+            job: JobId(asked.job),
+            attempt: Attempt(asked.attempt),
+            run_attempt: Attempt(run.attempt_base + asked.attempt),
+            run_dir: run.run_dir.into(),
+            dataset: run.dataset.into(),
             rank_program: options.rank_program.clone(),
-            build_id: run.build_id.clone(),
+            build_id: run.build_id,
             node_name: options.node.clone(),
             nodes: asked.nodes.len().max(1) as u64,
             node: u64::from(asked.node_index),
@@ -136,83 +135,75 @@ impl Attempts {
             host: options.host,
             deadline_ns: self.lease.borrow().as_nanos().try_into().unwrap_or(u64::MAX),
             log_bytes: options.log_bytes,
-        };
-        let folder = self.folder_of(key);
-        let begin = || {
-            if launch.node == 0 {
-                // What made the attempt before stop is done with. Here and not in the shim, whose start a new request
-                // may overtake.
-                control::clear_suspend(&launch.run_dir)?;
-            }
-            folder.create(&launch)?;
-            let lock = folder.try_lock()?.ok_or(io::ErrorKind::WouldBlock)?;
-            let log = fs::File::create(folder.path().join("shim.log"))?;
-            let mut command = Command::new(&options.shim_command[0]);
-            let child = command
-                .args(&options.shim_command[1..])
-                .arg(folder.path())
-                .stdin(Stdio::from(lock))
-                .stdout(Stdio::null())
-                .stderr(Stdio::from(log))
-                .spawn()?;
-            tracing::info!(job = %key.0, attempt = %key.1, pid = child.id(), "started a shim");
-            reap(child);
-            io::Result::Ok(())
-        };
-        begin().map_err(|error| {
-            folder.remove();
-            failure(Class::NodeUnfit, format!("cannot start a shim: {error}"))
-        })?;
-        Ok(self.running(folder, launch))
+        }
     }
 
-    /// What the scheduler should hear of a known attempt.
-    fn word(&self, key: Key) -> v1::worker_message::Body {
+    /// Notes what came of a start, passes on what was ordered meanwhile, and gives the word of it.
+    pub(super) fn began(
+        &mut self,
+        key: Key,
+        begun: Result<Box<Launch>, v1::Failure>,
+    ) -> Option<v1::worker_message::Body> {
+        let Some(State::Starting(orders)) = self.known.get_mut(&key) else {
+            return None;
+        };
+        let orders = std::mem::take(orders);
+        let state = match begun {
+            Ok(launch) => self.running(self.folder_of(key), *launch),
+            Err(failure) => {
+                tracing::warn!(job = %key.0, attempt = %key.1, "not started: {}", failure.message);
+                State::Ended(v1::Outcome { kind: Some(Kind::Failed(failure)), progress: None })
+            }
+        };
+        self.known.insert(key, state);
+        for order in orders {
+            self.order(key, order);
+        }
+        self.word(key)
+    }
+
+    /// What the scheduler should hear of an attempt; nothing while it is being started.
+    fn word(&self, key: Key) -> Option<v1::worker_message::Body> {
         let (job, attempt) = (key.0.0, key.1.0);
-        match self.known.get(&key).map(|known| &known.state) {
+        let outcome = match self.known.get(&key) {
+            Some(State::Starting(_)) => return None,
             Some(State::Running { .. }) => {
-                v1::worker_message::Body::AttemptStarted(v1::AttemptStarted { job, attempt })
+                let started = v1::AttemptStarted { job, attempt };
+                return Some(v1::worker_message::Body::AttemptStarted(started));
             }
-            Some(State::Ended(outcome)) => {
-                let outcome = Some(outcome.clone());
-                v1::worker_message::Body::AttemptEnded(v1::AttemptEnded { job, attempt, outcome })
-            }
+            Some(State::Ended(outcome)) => outcome.clone(),
             // Whatever it was, nothing of it lives here.
             None => {
                 let kind = Some(Kind::Killed(v1::outcome::Killed {}));
-                let outcome = Some(v1::Outcome { kind });
-                v1::worker_message::Body::AttemptEnded(v1::AttemptEnded { job, attempt, outcome })
+                v1::Outcome { kind, progress: None }
             }
-        }
-    }
-
-    /// Asks an attempt to checkpoint and stay stopped; says something only if it does not run.
-    pub(super) fn suspend(&self, key: Key, reason: &str) -> Option<v1::worker_message::Body> {
-        let Some(Known { run_dir, state: State::Running { link, .. } }) = self.known.get(&key)
-        else {
-            return Some(self.word(key));
         };
-        if let Err(error) = control::request_suspend(run_dir, reason) {
-            tracing::warn!(%error, job = %key.0, "cannot write control/suspend.json");
-            link.order(Order::Suspend);
-        }
-        None
+        let ended = v1::AttemptEnded { job, attempt, outcome: Some(outcome) };
+        Some(v1::worker_message::Body::AttemptEnded(ended))
     }
 
-    /// Kills an attempt; says something only if it does not run.
-    pub(super) fn kill(&self, key: Key) -> Option<v1::worker_message::Body> {
-        match self.known.get(&key).map(|known| &known.state) {
+    /// Tells an attempt to stop; says something only if it does not run.
+    pub(super) fn order(&mut self, key: Key, order: Order) -> Option<v1::worker_message::Body> {
+        match self.known.get_mut(&key) {
             Some(State::Running { link, .. }) => {
-                link.order(Order::Kill);
+                link.order(order);
                 None
             }
-            _ => Some(self.word(key)),
+            Some(State::Starting(orders)) => {
+                // Twice is the same as once: there are two kinds of them.
+                orders.retain(|other| {
+                    std::mem::discriminant(other) != std::mem::discriminant(&order)
+                });
+                orders.push(order);
+                None
+            }
+            Some(State::Ended(_)) | None => self.word(key),
         }
     }
 
     /// Removes all trace of an attempt that has ended.
     pub(super) fn forget(&mut self, key: Key) {
-        if self.known.get(&key).is_some_and(|known| matches!(known.state, State::Ended(_))) {
+        if self.known.get(&key).is_some_and(|state| matches!(state, State::Ended(_))) {
             self.known.remove(&key);
             self.folder_of(key).remove();
         }
@@ -220,17 +211,22 @@ impl Attempts {
 
     /// Notes how far an attempt is.
     pub(super) fn progressed(&mut self, key: Key, now: v1::Progress) {
-        if let Some(Known { state: State::Running { progress, .. }, .. }) = self.known.get_mut(&key)
-        {
+        if let Some(State::Running { progress, .. }) = self.known.get_mut(&key) {
             *progress = now;
         }
     }
 
     /// Notes how an attempt ended, and gives the word of it.
-    pub(super) fn ended(&mut self, key: Key, outcome: v1::Outcome) -> v1::worker_message::Body {
-        if let Some(known) = self.known.get_mut(&key) {
-            known.state = State::Ended(outcome);
+    pub(super) fn ended(
+        &mut self,
+        key: Key,
+        mut outcome: v1::Outcome,
+    ) -> Option<v1::worker_message::Body> {
+        if let Some(State::Running { progress, .. }) = self.known.get(&key) {
+            // A shim that was killed has left none.
+            outcome.progress.get_or_insert_with(|| without_ranks(progress));
         }
+        self.known.insert(key, State::Ended(outcome));
         self.word(key)
     }
 
@@ -241,11 +237,11 @@ impl Attempts {
 
     /// For a registration.
     pub(super) fn report(&self) -> Vec<v1::ReportedAttempt> {
-        let report = |(key, known): (&Key, &Known)| v1::ReportedAttempt {
+        let report = |(key, state): (&Key, &State)| v1::ReportedAttempt {
             job: key.0.0,
             attempt: key.1.0,
-            outcome: match &known.state {
-                State::Running { .. } => None,
+            outcome: match state {
+                State::Starting(_) | State::Running { .. } => None,
                 State::Ended(outcome) => Some(outcome.clone()),
             },
         };
@@ -254,24 +250,24 @@ impl Attempts {
 
     /// For a heartbeat.
     pub(super) fn progress(&self) -> Vec<v1::AttemptProgress> {
-        let progress = |(key, known): (&Key, &Known)| match &known.state {
+        let progress = |(key, state): (&Key, &State)| match state {
             State::Running { progress, .. } => Some(v1::AttemptProgress {
                 job: key.0.0,
                 attempt: key.1.0,
                 progress: Some(progress.clone()),
             }),
-            State::Ended(_) => None,
+            State::Starting(_) | State::Ended(_) => None,
         };
         self.known.iter().filter_map(progress).collect()
     }
 
-    /// Whether the shim of an attempt lives.
-    pub(super) fn is_running(&self, key: Key) -> bool {
-        self.known.get(&key).is_some_and(|known| matches!(known.state, State::Running { .. }))
+    /// Whether an attempt is not over.
+    pub(super) fn lives(&self, key: Key) -> bool {
+        self.known.get(&key).is_some_and(|state| !matches!(state, State::Ended(_)))
     }
 }
 
-/// Waits for a shim in a thread of its own, so that no zombie stays.
-fn reap(mut child: std::process::Child) {
-    std::thread::spawn(move || child.wait().ok());
+/// What ranks that have ended were at is of no interest.
+fn without_ranks(progress: &v1::Progress) -> v1::Progress {
+    v1::Progress { ranks: Vec::new(), ..progress.clone() }
 }

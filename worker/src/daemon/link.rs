@@ -4,6 +4,7 @@
 use super::fitness::failure;
 use super::service::News;
 use crate::launch::{Folder, Launch};
+use crate::shim::control;
 use lampyris_proto::frame::{self, Decoder};
 use lampyris_proto::v1::failure::Class;
 use lampyris_proto::v1::{self, FromShim, ToShim};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// Orders that may wait for a shim; a full queue means that it hangs, and then the lease ends it.
@@ -32,10 +34,13 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks at a socket or a lock that is not there yet.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
 
-/// What a shim can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How an attempt is told to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
-    Suspend,
+    /// By `control/suspend.json`, which all nodes see.
+    Suspend {
+        reason: String,
+    },
     Kill,
 }
 
@@ -55,16 +60,17 @@ impl Link {
         news: mpsc::Sender<News>,
     ) -> Link {
         let (orders, receiver) = mpsc::channel(ORDER_LIMIT);
-        let (orders_in, kill_at) = (receiver, None);
-        let watch = Watch { folder, launch, lease, period, orders: orders_in, news, kill_at };
+        let (kill_at, requests) = (None, JoinSet::new());
+        let watch =
+            Watch { folder, launch, lease, period, orders: receiver, news, kill_at, requests };
         tokio::spawn(watch.run());
         Link { orders }
     }
 
     /// Passes an order on. One that finds no room is as good as one that is not heard.
     pub(super) fn order(&self, order: Order) {
-        if self.orders.try_send(order).is_err() {
-            tracing::warn!(?order, "the shim takes no more orders");
+        if let Err(error) = self.orders.try_send(order) {
+            tracing::warn!(%error, "the shim takes no more orders");
         }
     }
 }
@@ -78,6 +84,8 @@ struct Watch {
     news: mpsc::Sender<News>,
     /// Set once it was told to kill its ranks: when it is killed itself.
     kill_at: Option<Instant>,
+    /// Requests to suspend that are being written: the run directory's disk may be slow.
+    requests: JoinSet<io::Result<()>>,
 }
 
 impl Watch {
@@ -86,6 +94,8 @@ impl Watch {
             tracing::debug!(job = %self.launch.job, %error, "the shim's socket is closed");
         }
         let outcome = self.outcome().await;
+        // A request that is written after the end is known would stop the next attempt.
+        while self.requests.join_next().await.is_some() {}
         let key = (self.launch.job, self.launch.attempt);
         // Nobody reads when the daemon ends; the next one finds the folder.
         self.news.send(News::Ended(key, outcome)).await.ok();
@@ -111,8 +121,20 @@ impl Watch {
                 changed = self.lease.changed() => {
                     changed.map_err(|_| ErrorKind::BrokenPipe)?;
                 }
+                Some(written) = self.requests.join_next() => match written {
+                    Ok(Ok(())) => continue,
+                    failed => {
+                        tracing::warn!(job = %self.launch.job, ?failed, "no control/suspend.json");
+                        message.suspend = true;
+                    }
+                },
                 Some(order) = self.orders.recv() => match order {
-                    Order::Suspend => message.suspend = true,
+                    Order::Suspend { reason } => {
+                        let run_dir = self.launch.run_dir.clone();
+                        let write = move || control::request_suspend(&run_dir, &reason);
+                        self.requests.spawn_blocking(write);
+                        continue;
+                    }
                     Order::Kill => {
                         message.kill = true;
                         self.kill_at.get_or_insert_with(|| Instant::now() + KILL_GRACE);
@@ -192,7 +214,7 @@ impl Watch {
                     "its shim died without a word".into(),
                 )),
             };
-            v1::Outcome { kind: Some(kind) }
+            v1::Outcome { kind: Some(kind), progress: None }
         })
     }
 }

@@ -1,12 +1,13 @@
 //! The daemon's one loop: the scheduler's orders in, the node's word out, and what the shims say between.
 
 use super::attempts::{Attempts, Key};
-use super::fitness::Condition;
 use super::lease::Lease;
+use super::link::Order as ToStop;
 use super::logs::Readers;
 use super::machine;
 use crate::client::{Authorized, ClientError, Target};
 use crate::fail_point;
+use crate::launch::Launch;
 use crate::processes::boot_id;
 use crate::shim::boottime;
 use lampyris_proto::v1::scheduler_message::Body as Order;
@@ -101,6 +102,8 @@ impl Handle {
 /// What a shim has done.
 #[derive(Debug)]
 pub(super) enum News {
+    /// A start has come to its end: what runs now, or why not.
+    Began(Key, Result<Box<Launch>, v1::Failure>),
     Progress(Key, v1::Progress),
     Ended(Key, v1::Outcome),
 }
@@ -259,7 +262,7 @@ impl Service {
                 },
                 Some(chunk) = self.chunks.recv() => send(&session.out, Word::LogChunk(chunk)),
                 order = session.orders.message() => match order {
-                    Ok(Some(message)) => self.obey(message, &session.out).await,
+                    Ok(Some(message)) => self.obey(message, &session.out),
                     Ok(None) => Err("it closed the connection".into()),
                     Err(status) => Err(status.message().to_string()),
                 },
@@ -291,16 +294,20 @@ impl Service {
                 self.attempts.progressed(key, progress);
                 None
             }
+            News::Began(key, begun) => {
+                fail_point::reached("worker_start");
+                self.attempts.began(key, begun)
+            }
             News::Ended(key, outcome) => {
                 tracing::info!(job = %key.0, attempt = %key.1, ?outcome, "an attempt has ended");
                 fail_point::reached("worker_finish");
                 self.readers.attempt_ended();
-                Some(self.attempts.ended(key, outcome))
+                self.attempts.ended(key, outcome)
             }
         }
     }
 
-    async fn obey(
+    fn obey(
         &mut self,
         message: SchedulerMessage,
         out: &mpsc::Sender<WorkerMessage>,
@@ -311,20 +318,25 @@ impl Service {
                 self.answered(ack.sequence, ack.lease_ms);
                 None
             }
-            Some(Order::StartAttempt(asked)) => Some(self.start(&asked).await),
+            Some(Order::StartAttempt(asked)) => {
+                fail_point::reached("worker_assign");
+                self.attempts.start(&self.options, asked)
+            }
             Some(Order::SuspendAttempt(asked)) => {
                 fail_point::reached("worker_suspend");
                 let reason = asked.reason.unwrap_or_default().text;
-                self.attempts.suspend(key(asked.job, asked.attempt), &reason)
+                self.attempts.order(key(asked.job, asked.attempt), ToStop::Suspend { reason })
             }
-            Some(Order::KillAttempt(asked)) => self.attempts.kill(key(asked.job, asked.attempt)),
+            Some(Order::KillAttempt(asked)) => {
+                self.attempts.order(key(asked.job, asked.attempt), ToStop::Kill)
+            }
             Some(Order::ForgetAttempt(asked)) => {
                 self.attempts.forget(key(asked.job, asked.attempt));
                 None
             }
             Some(Order::ReadLog(asked)) => {
-                let running = self.attempts.is_running(key(asked.job, asked.attempt));
-                self.readers.open(asked, running, self.chunk_sender.clone());
+                let lives = self.attempts.lives(key(asked.job, asked.attempt));
+                self.readers.open(asked, lives, self.chunk_sender.clone());
                 None
             }
             Some(Order::StopLog(asked)) => {
@@ -335,20 +347,6 @@ impl Service {
             Some(Order::Registered(_)) | None => None,
         };
         word.map_or(Ok(()), |word| send(out, word))
-    }
-
-    async fn start(&mut self, asked: &v1::StartAttempt) -> Word {
-        fail_point::reached("worker_assign");
-        let (run, program) =
-            (asked.run.clone().unwrap_or_default(), self.options.rank_program.clone());
-        let check = move || Condition::now(&run, &program).refuse(&run, &program);
-        let unfit = match self.attempts.is_running((JobId(asked.job), Attempt(asked.attempt))) {
-            true => None,
-            false => tokio::task::spawn_blocking(check).await.ok().flatten(),
-        };
-        let word = self.attempts.start(&self.options, asked, unfit);
-        fail_point::reached("worker_start");
-        word
     }
 }
 

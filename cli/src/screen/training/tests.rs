@@ -1,7 +1,6 @@
 //! What the view writes, word for word, and what it keeps.
 
 use super::*;
-use lampyris_proto::rank::Suspended;
 
 fn step(step: u64, loss: f64) -> StepDone {
     StepDone {
@@ -57,32 +56,10 @@ fn the_remaining_time_follows_the_steps_slowly() {
 }
 
 #[test]
-fn the_story_keeps_the_first_step_and_the_last_of_everything_else() {
-    let evaluated = |step| Evaluated { step, bits_per_byte: 2.0, ..Default::default() };
-    let bodies = [
-        Body::StepDone(step(7, 5.0)),
-        Body::Evaluated(evaluated(7)),
-        Body::StepDone(step(8, 4.0)),
-        Body::Evaluated(evaluated(8)),
-        Body::Suspended(Suspended::default()),
-    ];
-    let mut view = TrainingView::new(false);
-    for body in bodies {
-        view.show(said(body), Instant::now());
-    }
-    let expected = Story {
-        first_step: Some(step(7, 5.0)),
-        evaluated: Some(evaluated(8)),
-        ..Default::default()
-    };
-    assert_eq!(view.story, expected);
-}
-
-#[test]
 fn other_ranks_only_add_notes() {
     let mut view = TrainingView::new(false);
     view.show(Event::Said { rank: Rank(3), body: Body::StepDone(step(1, 5.0)) }, Instant::now());
-    assert_eq!(view.story, Story::default());
+    assert_eq!(view.report, Report::default());
     let note = Note { severity: Severity::Warning.into(), text: "slow disk".into() };
     assert_eq!(note_text(Rank(3), &note), "warning: rank 3: slow disk");
     assert_eq!(note_text(Rank(0), &Note { severity: 1, text: "ready".into() }), "ready");

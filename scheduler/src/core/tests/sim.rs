@@ -87,6 +87,9 @@ fn planted_bugs_are_found() {
         Bug::LosesPreemptedJobs,
         Bug::EarlyRelease,
         Bug::ResumesByItself,
+        Bug::SecondStart,
+        Bug::NeverHung,
+        Bug::NoFence,
     ];
     let missed: Vec<_> = bugs
         .into_iter()

@@ -244,6 +244,9 @@ pub(super) fn durable(disk: &Snapshot, now: &Snapshot) -> Result<(), String> {
         for job in &mut snapshot.jobs {
             job.progress = crate::core::Progress::default();
             (job.progressed, job.saved, job.retries) = (Time(0), Time(0), 0);
+            for member in &mut job.members {
+                member.reported = crate::core::Progress::default();
+            }
         }
         let nodes: Vec<_> = snapshot
             .nodes

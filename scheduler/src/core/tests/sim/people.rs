@@ -35,7 +35,7 @@ pub(super) fn policy() -> Policy {
         min_quantum_ms: 3_000,
         suspend_grace_ms: 2_000,
         save_factor: 4,
-        backoff_ms: 300,
+        backoff_ms: 50,
         max_backoff_ms: 3_000,
         unfit_ms: 2_000,
         patience_ms: 6_000,

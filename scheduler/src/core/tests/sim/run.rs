@@ -58,9 +58,10 @@ impl Run {
         self.parts.len() == self.size && self.parts.values().all(|part| *part == Part::Live)
     }
 
-    pub(super) fn progress(&self) -> Progress {
+    /// As a node sees it, each with its own count of operations.
+    pub(super) fn progress(&self, operations: u64) -> Progress {
         let (step, saved_step, save_ms) = (self.step, self.saved, self.save_ms);
-        Progress { step, saved_step, save_ms, operations: 0 }
+        Progress { step, saved_step, save_ms, operations }
     }
 
     /// What `STEP_MS` of time do.

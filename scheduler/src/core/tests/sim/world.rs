@@ -391,8 +391,12 @@ impl World {
     }
 
     fn scheduler_back(&mut self) -> Result<(), String> {
-        let snapshot = self.disk.clone();
+        let mut snapshot = self.disk.clone();
         oracle::durable(&snapshot, &self.scheduler.snapshot())?;
+        if self.bug == Some(Bug::SecondStart) {
+            snapshot = snapshot.without_attempts();
+            self.disk = snapshot.clone();
+        }
         self.scheduler = Scheduler::restore(people::policy(), Time(self.now), snapshot);
         self.scheduler.plant(self.bug);
         self.restored = self.scheduler.clone();
@@ -412,10 +416,6 @@ impl World {
         }
         for worker in &mut self.workers {
             worker.away_until = worker.away_until.min(self.now + 10);
-        }
-        // Hung ranks stay hung where nobody watches.
-        for run in self.runs.values_mut() {
-            run.hangs = false;
         }
         let jobs: Vec<JobId> = self.scheduler.jobs_after(JobId(0)).map(|job| job.id).collect();
         for job in jobs {
@@ -490,13 +490,19 @@ impl World {
         if self.workers[index].away_until > self.now {
             return;
         }
+        // It says how attempts ended until it is told to forget them.
+        let ended = self.workers[index].journal.iter().filter(|(_, outcome)| outcome.is_some());
+        let ended: Vec<RunKey> = ended.map(|(key, _)| *key).collect();
+        for key in ended {
+            self.tell_end(key, index);
+        }
         let name = self.workers[index].name.clone();
         if let Some(session) = self.workers[index].session {
             let progress = self
                 .runs
                 .iter()
                 .filter(|(_, run)| run.parts.get(&name) == Some(&Part::Live))
-                .map(|((job, attempt), run)| (*job, *attempt, run.progress()))
+                .map(|((job, attempt), run)| (*job, *attempt, run.progress(index as u64)))
                 .collect();
             return self.send_up(index, Event::Heartbeat { node: name, session, progress });
         }

@@ -102,8 +102,13 @@ pub struct MemoryPerRank {
 }
 
 impl Report {
-    /// The figures of `plan`, which `validate` accepts.
+    /// The figures of `plan`, which `validate` accepts, on one node.
     pub fn new(plan: &TrainPlan) -> Report {
+        Report::on_nodes(plan, 1)
+    }
+
+    /// The figures of `plan` on this many nodes, which divide its ranks.
+    pub fn on_nodes(plan: &TrainPlan, nodes: usize) -> Report {
         let inventory = Inventory::new(&plan.model);
         let memory = |reduction| RankMemory::of(plan, &inventory, reduction);
         let kinds = memory(plan.batch.reduction);
@@ -118,7 +123,7 @@ impl Report {
                 gradients_if_canonical: memory(Reduction::Canonical).gradients,
                 gradients_if_fast: memory(Reduction::Fast).gradients,
             },
-            traffic_per_step: Traffic::of(plan, &inventory),
+            traffic_per_step: Traffic::of(plan, &inventory, nodes),
             checkpoint_bytes: checkpoint_bytes(&inventory),
             digests: Digests::of(plan),
             untrainable: check_trainable(plan).err().map(|reason| reason.to_string()),

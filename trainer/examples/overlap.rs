@@ -6,14 +6,14 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use lampyris_comm::{Attempt, Secret, Server};
 use lampyris_model::MicroBatch;
-use lampyris_plan::buckets::Buckets;
+use lampyris_plan::TrainPlan;
 use lampyris_plan::program::{Instruction, Program};
 use lampyris_plan::segments::Segment;
-use lampyris_plan::timeline::{self, Bound, Cost};
-use lampyris_plan::{Mesh, TrainPlan};
+use lampyris_plan::timeline::Bound;
 use lampyris_trainer::alone::Filled;
 use lampyris_trainer::bench;
 use lampyris_trainer::build::Rank;
+use lampyris_trainer::costs::{Costs, median};
 use lampyris_trainer::executor::StepInput;
 use lampyris_trainer::ranks::{Place, Ranks};
 use lampyris_trainer::sampling::uniform;
@@ -24,7 +24,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::Device;
 
 /// All ranks start at once.
@@ -180,7 +180,13 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
             logs.entry(name).or_default().push(log);
         }
     }
-    report.bound = bound(plan, &rank, &on, (&logs["off"], &logs["alone"]));
+    let mut costs = Costs::default();
+    logs.remove("off").into_iter().flatten().for_each(|log| {
+        costs.computation(&log);
+        costs.exchanges(&log);
+    });
+    logs.remove("alone").into_iter().flatten().for_each(|log| costs.buckets(&log));
+    report.bound = costs.bound(&rank, &on, median);
     rank.ranks.barrier()?;
     Ok(report)
 }
@@ -289,68 +295,6 @@ fn measured(log: &Log, other_threads: f64, micro_batches: usize) -> Measured {
         last_backward: backward.map_or(0.0, |(from, to)| seconds(to.ended - from.started)),
         other_threads,
     }
-}
-
-/// Instruction or transfer without its micro-batch, by name.
-fn key(name: &str) -> String {
-    let is_micro = |word: &&str| {
-        word.strip_prefix('m')
-            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    };
-    name.split_whitespace().filter(|word| !is_micro(word)).collect::<Vec<_>>().join(" ")
-}
-
-/// Computation and exchanges take what they took without overlap, in the median; reductions and gathers what each took
-/// on the link behind the one before it, alone.
-fn bound(plan: &TrainPlan, rank: &Rank, on: &Program, (off, alone): (&[Log], &[Log])) -> Bound {
-    let mut computed: HashMap<String, Vec<f64>> = HashMap::new();
-    let mut moved: HashMap<String, Vec<f64>> = HashMap::new();
-    for log in off {
-        let mut waits = log.transfers.iter().peekable();
-        for span in &log.spans {
-            let mut took = span.ended - span.started;
-            while let Some(wait) = waits.next_if(|t| t.asked < span.ended) {
-                took = took.saturating_sub(wait.waited);
-            }
-            computed
-                .entry(key(&span.instruction.to_string()))
-                .or_default()
-                .push(took.as_secs_f64());
-        }
-        for t in log.transfers.iter().filter(|t| matches!(t.lane, Lane::Dispatch | Lane::Combine)) {
-            moved.entry(key(&t.name)).or_default().push((t.done - t.started).as_secs_f64());
-        }
-    }
-    for log in alone {
-        for lane in [Lane::Reduce, Lane::Gather] {
-            let mut of_lane: Vec<&Transfer> =
-                log.transfers.iter().filter(|t| t.lane == lane).collect();
-            of_lane.sort_by_key(|t| t.done);
-            let mut free: Option<Instant> = None;
-            for t in of_lane {
-                let from = free.map_or(t.started, |free| free.max(t.started));
-                moved.entry(key(&t.name)).or_default().push((t.done - from).as_secs_f64());
-                free = Some(t.done);
-            }
-        }
-    }
-    let network = &rank.network;
-    let mesh = Mesh::new(&plan.parallel);
-    let index = mesh.expert_index(rank.ranks.rank());
-    let inventory = &network.inventory;
-    let bytes = plan.parallel.bucket_bytes;
-    let buckets = Buckets::new(inventory, bytes, |id| mesh.holds(index, inventory, id));
-    timeline::bound(on, (&network.graph, inventory, &buckets), |instruction| {
-        let name = key(&instruction.to_string());
-        let of = |map: &HashMap<String, Vec<f64>>| map.get(&name).map_or(0.0, |all| median(all));
-        Cost { compute_s: of(&computed), transfer_s: of(&moved) }
-    })
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Processor time of all threads of this process but the first, seconds.

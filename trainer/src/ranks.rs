@@ -10,6 +10,7 @@ use lampyris_plan::Mesh;
 use lampyris_plan::inventory;
 use lampyris_plan::train_plan::{Reduction, TrainPlan};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Time for all ranks to start and meet: a cold start reads libtorch from disk.
@@ -184,6 +185,12 @@ impl Ranks {
             Some(joined) => Ok(joined.comm.world().all_reduce(values)?),
             None => Ok(()),
         }
+    }
+
+    /// Bytes sent to ranks of other nodes since the ranks met.
+    pub fn sent_between_nodes(&self) -> u64 {
+        let sent = |joined: &Joined| joined.comm.counters().network.load(Ordering::Relaxed);
+        self.joined.as_ref().map_or(0, sent)
     }
 
     /// Returns when all ranks have called it.

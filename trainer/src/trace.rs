@@ -65,16 +65,16 @@ pub struct Clock {
     pub totals: BTreeMap<String, Duration>,
     /// Time in which the compute thread waited for what another lane does.
     pub exposed: BTreeMap<Lane, Duration>,
-    /// Where spans go.
+    /// Where spans go; only with a log.
     trace: Option<TraceFile>,
     /// Where they are kept.
     log: Option<Log>,
 }
 
 impl Clock {
-    /// A clock whose spans go to `trace`, if there is one.
+    /// A clock that keeps a log, and whose spans go to `trace`, if there is one.
     pub fn tracing(trace: Option<TraceFile>) -> Clock {
-        Clock { trace, ..Clock::default() }
+        Clock { trace, ..Clock::logging() }
     }
 
     /// A clock that sums kinds of instructions.
@@ -129,13 +129,13 @@ impl Clock {
         let (done, value) = wait()?;
         let ended = Instant::now();
         *self.exposed.entry(lane).or_default() += ended - asked;
+        let Some(log) = &mut self.log else { return Ok(value) };
+        let (name, done, waited) = (name(), done.max(started), ended - asked);
         if let Some(trace) = &mut self.trace {
-            trace.span(lane, &name(), started, done.max(started));
+            trace.span(lane, &name, started, done);
             trace.wait(lane, asked, ended);
-        } else if let Some(log) = &mut self.log {
-            let (done, waited) = (done.max(started), ended - asked);
-            log.transfers.push(Transfer { lane, name: name(), started, done, asked, waited });
         }
+        log.transfers.push(Transfer { lane, name, started, done, asked, waited });
         Ok(value)
     }
 }

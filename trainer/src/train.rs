@@ -5,6 +5,7 @@ use crate::batches::Batches;
 use crate::build::Rank;
 use crate::eval::{self, Evaluation};
 use crate::executor::{StepInput, StepReport};
+use crate::forecast::Measured;
 use crate::link::Link;
 use crate::ranks::{Place, Ranks};
 use crate::saves::Saves;
@@ -17,7 +18,7 @@ use lampyris_comm::Secret;
 use lampyris_data::{Batch, Dataset};
 use lampyris_plan::program::Program;
 use lampyris_plan::{Attempt, TrainPlan, lr};
-use lampyris_proto::rank::{self, from_rank::Body};
+use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,6 +173,8 @@ struct Trainer<'a> {
     total_steps: u64,
     train_s: f64,
     clock: Clock,
+    nodes: usize,
+    measured: Measured,
 }
 
 impl<'a> Trainer<'a> {
@@ -221,6 +224,8 @@ impl<'a> Trainer<'a> {
             total_steps: lr::steps(plan),
             train_s: 0.0,
             clock: Clock::tracing(trace),
+            nodes: options.nodes,
+            measured: Measured::default(),
         })
     }
 
@@ -332,6 +337,7 @@ impl<'a> Trainer<'a> {
         progress.tokens += step_tokens;
         let step_s = started.elapsed().as_secs_f64();
         self.train_s += step_s;
+        self.measured.step(self.clock.take_log(), step_s, self.rank.ranks.sent_between_nodes());
         self.report(&report, &input, valid, step_tokens, step_s)
     }
 
@@ -419,6 +425,10 @@ impl<'a> Trainer<'a> {
         }
         self.saves.drain(self.link)?;
         self.note_saves()?;
+        if let (true, Some(program)) = (self.rank.ranks.is_first(), &self.program) {
+            let text = self.measured.beside_plan(self.plan, &self.rank, (program, self.nodes));
+            self.link.send(Body::Note(rank::Note { severity: Severity::Info.into(), text }));
+        }
         self.evaluate(self.plan.eval.final_tokens, true)?;
         self.sample()?;
         let progress = self.rank.state.progress;

@@ -2,6 +2,7 @@
 
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
+use crate::launch::LaunchArgs;
 use crate::screen;
 use lampyris_plan::report::Report;
 
@@ -9,13 +10,18 @@ use lampyris_plan::report::Report;
 pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Nodes that the ranks are spread over, equally many on each: what goes through shared memory, and what between nodes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    nodes: usize,
     /// Print JSON: the figures and the resolved plan
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    let report = Report::new(&args.recipe.load(environment)?);
+    let plan = args.recipe.load(environment)?;
+    let layout = LaunchArgs::new(Some(args.nodes), None).layout(&plan)?;
+    let report = Report::on_nodes(&plan, layout.nodes);
     if args.json {
         let json = serde_json::to_string_pretty(&report);
         screen::say(json.expect("figures and a plan become JSON"));

@@ -2,6 +2,7 @@
 
 use super::Report;
 use crate::model_spec::{Attention, ModelSpec};
+use crate::traffic::Sent;
 use crate::train_plan::{Compute, Device, Reduction, Source, TokenizerPlan, TrainPlan};
 use std::fmt;
 
@@ -118,15 +119,23 @@ impl Report {
     fn traffic(&self, table: &mut Table<'_, '_>) -> fmt::Result {
         let traffic = &self.traffic_per_step;
         table.section = "sent a step";
-        table.row("gradients", &binary(traffic.reduce), "by each rank")?;
-        if traffic.gather > 0 {
-            table.row("updated weights", &binary(traffic.gather), "")?;
+        let mut row = |item: &str, sent: Sent, remark: &str| {
+            let way = match sent {
+                Sent { network: 0, .. } => "in the node".to_string(),
+                Sent { shared_memory: 0, .. } => "between nodes".to_string(),
+                _ => format!("{} of it between nodes", binary(sent.network)),
+            };
+            table.row(item, &binary(sent.total()), &format!("{way}{remark}"))
+        };
+        row("gradients", traffic.reduce, "; by each rank")?;
+        if traffic.gather.total() > 0 {
+            row("updated weights", traffic.gather, "")?;
         }
-        if traffic.dispatch > 0 {
-            table.row("rows to experts", &binary(traffic.dispatch), "forward and backward")?;
-            table.row("rows from experts", &binary(traffic.combine), "experts equally loaded")?;
+        if traffic.dispatch.total() > 0 {
+            row("rows to experts", traffic.dispatch, "; forward and backward")?;
+            row("rows from experts", traffic.combine, "; experts equally loaded")?;
         }
-        table.row("total", &binary(traffic.total()), "")
+        row("total", traffic.total(), "")
     }
 
     fn remarks(&self, table: &mut Table<'_, '_>) -> fmt::Result {

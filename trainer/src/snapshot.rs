@@ -68,14 +68,43 @@ pub fn copy_out(state: &State, inventory: &Inventory, buffers: &mut Buffers) -> 
     });
     let shards: Vec<Tensor> = shards.collect();
     buffers.resize_with(shards.len() + inventory.buffers.len(), Vec::new);
-    for (tensor, buffer) in shards.iter().zip(buffers.iter_mut()) {
-        buffer.resize(tensor.numel(), 0.0);
-        tensor.f_copy_data(buffer, tensor.numel())?;
-    }
-    for (gate, buffer) in inventory.buffers.iter().zip(&mut buffers[shards.len()..]) {
+    let (values, biases) = buffers.split_at_mut(shards.len());
+    for (gate, buffer) in inventory.buffers.iter().zip(biases) {
         buffer.clone_from(&state.biases[gate.layer]);
     }
-    Ok(())
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+    copy_all(shards.into_iter().zip(values).collect(), threads)
+}
+
+/// Copies each tensor into its buffer. One core copies at less than the memory's speed, and training waits for this.
+fn copy_all(mut copies: Vec<(Tensor, &mut Vec<f32>)>, threads: usize) -> Result<()> {
+    copies.sort_by_key(|(tensor, _)| tensor.numel());
+    let mut shares: Vec<(usize, Vec<_>)> = (0..threads).map(|_| (0, Vec::new())).collect();
+    // The largest first, each to the thread that has least to do.
+    while let Some(copy) = copies.pop() {
+        let least = shares.iter_mut().min_by_key(|(elements, _)| *elements);
+        let (elements, share) = least.expect("one thread at least");
+        *elements += copy.0.numel();
+        share.push(copy);
+    }
+    let work = |share: Vec<(Tensor, &mut Vec<f32>)>| -> Result<()> {
+        for (tensor, buffer) in share {
+            buffer.resize(tensor.numel(), 0.0);
+            tensor.f_copy_data(buffer, tensor.numel())?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let mut shares =
+            shares.into_iter().map(|(_, share)| share).filter(|share| !share.is_empty());
+        let own = shares.next().unwrap_or_default();
+        let helpers: Vec<_> = shares.map(|share| scope.spawn(move || work(share))).collect();
+        let mut done = work(own);
+        for helper in helpers {
+            done = done.and(helper.join().expect("copying does not panic"));
+        }
+        done
+    })
 }
 
 /// A piece of a parameter that this rank needs.

@@ -2,7 +2,7 @@
 //!
 //! With the host's default, often BBR, one stream of a veth pair reached less than half of it. To change a socket that is
 //! connected already is too late: BBR has switched it to pacing by timer then, nothing switches that off again, and two
-//! streams of 8 Gbit/s spent a third of two cores in those timers. So both ends are set before they connect; what a
+//! streams of 8 Gbit/s spent a fifth of two cores in those timers. So both ends are set before they connect; what a
 //! listener accepts inherits its choice.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -2,7 +2,6 @@
 
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
-use crate::launch::LaunchArgs;
 use crate::screen;
 use lampyris_plan::report::Report;
 
@@ -20,8 +19,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
     let plan = args.recipe.load(environment)?;
-    let layout = LaunchArgs::new(Some(args.nodes), None).layout(&plan)?;
-    let report = Report::on_nodes(&plan, layout.nodes);
+    let (ranks, nodes) = (plan.parallel.data, args.nodes);
+    if nodes == 0 || !ranks.is_multiple_of(nodes) {
+        return Err(CliError::Layout { ranks, nodes });
+    }
+    let report = Report::on_nodes(&plan, nodes);
     if args.json {
         let json = serde_json::to_string_pretty(&report);
         screen::say(json.expect("figures and a plan become JSON"));

@@ -30,7 +30,6 @@ test: build ## everything that CI runs
 
 test-long: build ## longer grids, fuzzing, peers (downloads transformers)
 	$(CARGO) test --workspace --no-fail-fast -- --include-ignored
-	$(CARGO) test -p lampyris-tests --test slurm
 
 bench-peer: build ## a step of reference_moe beside transformers' (downloads torch and transformers)
 	@LIBTORCH=$$(scripts/libtorch.sh) scripts/bench_step.sh

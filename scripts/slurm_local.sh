@@ -10,7 +10,7 @@
 # SLURM_LOCAL_DIR, SLURM_LOCAL_PORT, SLURM_LOCAL_PREFIX (of namespaces and links) and SLURM_LOCAL_NET (three numbers).
 # Partitions: `low` (default, preempted with 5 s of grace and requeued), `high` (preempts it), `side` (the last node).
 set -euo pipefail
-dir=${SLURM_LOCAL_DIR:?a folder for the state of the cluster}
+dir=${SLURM_LOCAL_DIR:-}
 port=${SLURM_LOCAL_PORT:-16817}
 prefix=${SLURM_LOCAL_PREFIX:-lsl}
 net=${SLURM_LOCAL_NET:-10.78.0}
@@ -103,12 +103,27 @@ network_up() { # nodes
     done
 }
 
+# Ends what still runs in a namespace of ours: slurmd is gone, but a job's slurmstepd and what it started outlive it.
+empty() { # namespace
+    local pids signal
+    for signal in TERM KILL; do
+        for _ in {1..30}; do
+            pids=$(ip netns pids "$1" 2>/dev/null) || return 0
+            [[ -n $pids ]] || return 0
+            # shellcheck disable=SC2086 # one word a process
+            kill "-$signal" $pids 2>/dev/null || true
+            sleep 0.1
+        done
+    done
+}
+
 network_down() {
     local kind name
     [[ -f $created ]] || return 0
     while read -r kind name; do
         case $kind in
             netns)
+                empty "$name"
                 ip netns del "$name" 2>/dev/null || true
                 rm -rf "/etc/netns/${name:?}"
                 ;;
@@ -230,6 +245,7 @@ down() {
 }
 
 case ${1:-} in
+    up | down) : "${SLURM_LOCAL_DIR:?a folder for the state of the cluster}" ;;&
     install) install ;;
     up) up "${2:-4}" ;;
     down) down ;;

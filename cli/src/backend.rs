@@ -3,8 +3,10 @@
 
 pub(crate) mod local;
 pub(crate) mod scheduler;
+pub(crate) mod slurm;
 
 use crate::error::CliError;
+use crate::slurm::submission::PREFIX;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -174,13 +176,18 @@ pub(crate) struct RankRow {
 pub(crate) enum JobName {
     /// A number of the scheduler.
     Number(u64),
+    /// `slurm:N`, a number of Slurm.
+    Slurm,
     /// A run directory.
     RunDir(PathBuf),
 }
 
 impl JobName {
-    /// A number that is no path here is a job, all else is a path.
+    /// A number that is no path here is a job, as is `slurm:N`; all else is a path.
     pub(crate) fn parse(text: &str) -> JobName {
+        if text.starts_with(PREFIX) && !Path::new(text).exists() {
+            return JobName::Slurm;
+        }
         match text.parse() {
             Ok(number) if !Path::new(text).exists() => JobName::Number(number),
             _ => JobName::RunDir(text.into()),
@@ -196,6 +203,7 @@ mod tests {
     fn numbers_are_jobs_and_all_else_is_a_path() {
         assert_eq!(JobName::parse("12"), JobName::Number(12));
         assert_eq!(JobName::parse("runs/12"), JobName::RunDir("runs/12".into()));
+        assert_eq!(JobName::parse("slurm:12"), JobName::Slurm);
         assert_eq!(JobName::parse("-1"), JobName::RunDir("-1".into()));
     }
 }

@@ -18,6 +18,7 @@ mod import;
 mod jobs;
 mod nodes;
 mod passthrough;
+mod pilot;
 mod plan;
 mod ranks;
 mod replay;
@@ -83,6 +84,8 @@ enum Command {
     Scheduler(scheduler::Args),
     /// Make this machine a node of a cluster
     Worker(daemon::WorkerArgs),
+    /// Lend nodes of Slurm to a cluster, for as long as their allocation lasts
+    Pilot(pilot::Args),
     #[command(hide = true)]
     Shim(shim::Args),
     /// Show what every rank of a run is at
@@ -221,6 +224,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Events(args) => nodes::events(&args, environment),
         Command::Scheduler(args) => scheduler::run(&args, environment),
         Command::Worker(args) => daemon::worker(&args, environment),
+        Command::Pilot(args) => pilot::run(&args, environment),
         Command::Shim(args) => shim::run(&args),
         Command::Ranks(args) => ranks::run(&args),
         Command::Trace(command) => trace::run(command),

@@ -60,6 +60,10 @@ pub(crate) enum CliError {
     OutsideSlurm { variable: &'static str },
     #[error("job {job} of this run is still in the queue: {state}")]
     Queued { job: u64, state: String },
+    #[error("cannot find the run directory of {job}: {what}")]
+    SlurmJob { job: String, what: String },
+    #[error("{} was never handed to Slurm", .path.display())]
+    NotOfSlurm { path: PathBuf },
     #[error("the number of the attempt is too large")]
     Attempts,
     /// The rank process failed; the shim knows the exit code.
@@ -188,6 +192,10 @@ impl CliError {
                 "a resume sets damaged ones aside and takes the newest good one".into()
             }
             CliError::Slurm(error) => error.hint(),
+            CliError::SlurmJob { .. } => "name the run directory instead".into(),
+            CliError::NotOfSlurm { path } => {
+                format!("`lampyris resume {} --cluster slurm` hands it over", path.display())
+            }
             CliError::Queued { job, .. } => {
                 format!("wait for it, or end it with `scancel {job}`")
             }

@@ -28,7 +28,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// Where the ranks run.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct LaunchArgs {
     /// Nodes. Without --rendezvous all are on this machine, and ranks of different nodes talk over tcp [default: 1]
     #[arg(long, value_name = "N")]

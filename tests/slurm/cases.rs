@@ -1,7 +1,7 @@
 //! What happens to jobs on a real cluster.
 
 use crate::cluster::{Cluster, wait_until};
-use crate::job::{Job, NODES};
+use crate::job::{Job, NODES, RANKS_PER_NODE};
 use lampyris_tests::program;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -45,45 +45,60 @@ pub(crate) fn wrong_account(cluster: &Cluster) {
 pub(crate) fn preempted(cluster: &Cluster) {
     let job = Job::submit(cluster, "preempted", &["--partition", "low"]);
     job.wait_for_training(1);
-    cluster.slurm("sbatch -p high -N4 --exclusive -o /dev/null --wrap 'sleep 1'");
+    job.hold_until("SIGTERM: checkpointing at the next step boundary", || {
+        cluster.slurm("sbatch -p high -N4 --exclusive -o /dev/null --wrap 'sleep 1'");
+    });
     cluster.lift_requeue_delay(job.number);
     job.finishes_as_undisturbed();
     assert_eq!(job.attempt(), 2);
     assert_eq!(cluster.field_of(job.number, "Restarts"), "1");
-    assert!(
-        job.log().contains("SIGTERM: checkpointing at the next step boundary"),
-        "{}",
-        job.log()
-    );
 }
 
-/// Slurm signals up to a minute early, so with one minute and 55 seconds of grace it comes at once.
+/// Slurm signals up to a minute early, so with one minute and 55 seconds of grace it comes within seconds.
 pub(crate) fn time_limit(cluster: &Cluster) {
     std::fs::write(cluster.desk().join("config.toml"), "[cluster.slurm]\ngrace_s = 55\n").unwrap();
     let job = Job::submit(cluster, "limit", &["--time", "1"]);
     std::fs::remove_file(cluster.desk().join("config.toml")).unwrap();
+    job.wait_for_training(1);
+    job.hold_until("SIGUSR2: checkpointing at the next step boundary", || ());
     cluster.lift_requeue_delay(job.number);
     cluster.slurm(&format!("scontrol update jobid={} timelimit=30", job.number));
-    assert!(
-        job.log().contains("SIGUSR2: checkpointing at the next step boundary"),
-        "{}",
-        job.log()
-    );
     job.finishes_as_undisturbed();
+    assert_eq!(job.attempt(), 2);
 }
 
+/// `list`, `show`, `logs` and `resume` know the job as well, by its directory and by its number.
 pub(crate) fn suspended(cluster: &Cluster) {
     let job = Job::submit(cluster, "suspended", &[]);
     job.wait_for_training(1);
-    assert!(cluster.lampyris(&["suspend", "suspended"]).status.success());
+    let named = format!("slurm:{}", job.number);
+    let shown = cluster.json(&["show", &named]);
+    assert_eq!(shown["phase"], "running");
+    assert_eq!(shown["ranks"].as_array().unwrap().len(), NODES * RANKS_PER_NODE);
+    let listed = cluster.json(&["list", "--cluster", "slurm", "--local", "."]);
+    assert!(listed.as_array().unwrap().iter().any(|row| row["phase"] == "running"), "{listed}");
+    assert!(!cluster.said(&["logs", &named]).is_empty());
+    cluster.said(&["suspend", &named]);
     job.wait_for("FAILED");
     assert_eq!(cluster.field_of(job.number, "ExitCode"), "86:0");
-    let output = cluster.lampyris(&["resume", "suspended", "--cluster", "slurm"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let again = Job::of(cluster, "suspended", &String::from_utf8_lossy(&output.stdout));
+    assert_eq!(cluster.json(&["show", "suspended"])["phase"], "suspended");
+    let again = Job::of(cluster, "suspended", &cluster.said(&["resume", "suspended"]));
     assert_ne!(again.number, job.number);
     again.finishes_as_undisturbed();
     assert_eq!(again.attempt(), 2);
+    assert_eq!(cluster.json(&["show", "suspended"])["phase"], "succeeded");
+}
+
+/// A job that has not started is taken out of the queue, and can still go on.
+pub(crate) fn stopped_in_the_queue(cluster: &Cluster) {
+    let job = Job::submit(cluster, "waiting", &["--sbatch=--begin=now+1hour"]);
+    let shown = cluster.json(&["show", "waiting"]);
+    assert_eq!((&shown["phase"], &shown["reason"]), (&"queued".into(), &"waits: BeginTime".into()));
+    cluster.said(&["stop", "waiting"]);
+    job.wait_for("CANCELLED");
+    assert_eq!(cluster.json(&["show", "waiting"])["phase"], "cancelled");
+    let again = cluster.said(&["resume", "waiting", "--cluster", "slurm"]);
+    Job::of(cluster, "waiting", &again).wait_for_training(1);
 }
 
 pub(crate) fn cancelled(cluster: &Cluster) {
@@ -148,14 +163,26 @@ pub(crate) fn from_inside(cluster: &Cluster) {
     checked(&script);
 }
 
-/// `lampyris suspend` needs no controller, and what a job is at is known without one.
+/// A request to checkpoint that comes while the controller is away leads to a requeue when it is back; `lampyris suspend`
+/// and `show` need no controller.
 pub(crate) fn controller_away(cluster: &Cluster) {
     let job = Job::submit(cluster, "away", &[]);
     job.wait_for_training(1);
     cluster.controller_down();
-    let ranks = cluster.lampyris(&["ranks", "away"]);
-    assert!(String::from_utf8_lossy(&ranks.stdout).contains("attempt 1"));
-    assert!(cluster.lampyris(&["suspend", "away"]).status.success());
+    let shims: Vec<String> = job.nodes().iter().map(|node| node.pid.to_string()).collect();
+    cluster.slurm(&format!("kill -USR2 {}", shims.join(" ")));
+    wait_until("the ranks have checkpointed", || {
+        job.nodes().iter().all(|node| node.exit_code == Some(85))
+    });
+    cluster.controller_up();
+    cluster.lift_requeue_delay(job.number);
+    job.wait_for_training(2);
+    cluster.controller_down();
+    let shown = cluster.json(&["show", "away"]);
+    assert_eq!(shown["attempt"], 2);
+    let reason = shown["reason"].as_str().unwrap();
+    assert!(reason.contains("the queue does not answer"), "{reason}");
+    cluster.said(&["suspend", "away"]);
     wait_until("the ranks have stopped", || {
         job.nodes().iter().all(|node| node.exit_code == Some(86))
     });

@@ -1,6 +1,7 @@
 //! The cluster: `scripts/slurm_local.sh` with names of its own, and what the tests ask of it.
 
 use lampyris_tests::{program, repository};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ impl Cluster {
 
     fn local(&self, word: &str) -> Command {
         let mut command = Command::new(repository("scripts/slurm_local.sh"));
-        let net = format!("10.{}.{}", 64 + self.number % 128, self.number / 128 % 256);
+        let net = self.net();
         command
             .arg(word)
             .env("SLURM_LOCAL_DIR", self.state())
@@ -49,6 +50,11 @@ impl Cluster {
             // Enough for a checkpoint on a loaded machine.
             .env("SLURM_LOCAL_GRACE_S", "30");
         command
+    }
+
+    /// The first three numbers of all addresses; .254 is this side, where slurmctld is.
+    pub(crate) fn net(&self) -> String {
+        format!("10.{}.{}", 64 + self.number % 128, self.number / 128 % 256)
     }
 
     fn state(&self) -> PathBuf {
@@ -82,6 +88,20 @@ impl Cluster {
 
     pub(crate) fn lampyris(&self, arguments: &[&str]) -> Output {
         self.command(program("lampyris")).args(arguments).output().unwrap()
+    }
+
+    /// What `lampyris` prints, which must succeed.
+    pub(crate) fn said(&self, arguments: &[&str]) -> String {
+        let output = self.lampyris(arguments);
+        let (stdout, stderr) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "lampyris {arguments:?}: {stderr}");
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// The same with `--json`.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        serde_json::from_str(&self.said(&arguments)).unwrap()
     }
 
     /// The stdout of a program of Slurm that must succeed.

@@ -3,15 +3,15 @@
 use crate::cluster::{Cluster, wait_until};
 use lampyris_tests::repository;
 use lampyris_worker::shim::status::{self, State, Status};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// Of every job.
-pub(crate) const NODES: usize = 1;
-pub(crate) const RANKS_PER_NODE: usize = 1;
+pub(crate) const NODES: usize = 2;
+pub(crate) const RANKS_PER_NODE: usize = 2;
 
 /// The last step of a run; long enough to be disturbed in.
-const STEPS: u64 = 100;
+const STEPS: u64 = 300;
 
 pub(crate) struct Job<'a> {
     cluster: &'a Cluster,
@@ -20,7 +20,7 @@ pub(crate) struct Job<'a> {
 }
 
 /// What all runs compute.
-fn recipe() -> Vec<String> {
+pub(crate) fn recipe() -> Vec<String> {
     let recipe = repository("recipes/debug_moe.toml").display().to_string();
     let mut words = vec![recipe];
     let tokens = format!("schedule.total_tokens={}", STEPS * 8 * 64);
@@ -87,6 +87,23 @@ impl<'a> Job<'a> {
         assert!(self.nodes().iter().all(|node| !node.ended()), "it is not over yet");
     }
 
+    /// Stops all ranks while `cause` makes Slurm send a signal, until the log says so: they would finish before it.
+    pub(crate) fn hold_until(&self, said: &str, cause: impl FnOnce()) {
+        self.signal_ranks("STOP");
+        cause();
+        wait_until(said, || self.log().contains(said));
+        self.signal_ranks("CONT");
+    }
+
+    /// Sends SIG`name` to every rank.
+    fn signal_ranks(&self, name: &str) {
+        let nodes = self.nodes();
+        let pids = nodes.iter().flat_map(|node| &node.ranks).map(|rank| rank.pid.to_string());
+        let pids: Vec<String> = pids.collect();
+        assert_eq!(pids.len(), NODES * RANKS_PER_NODE);
+        self.cluster.slurm(&format!("kill -{name} {}", pids.join(" ")));
+    }
+
     /// Waits for Slurm's last word.
     pub(crate) fn wait_for(&self, state: &str) {
         wait_until(&format!("job {} is {state}", self.number), || {
@@ -99,10 +116,7 @@ impl<'a> Job<'a> {
         self.wait_for("COMPLETED");
         let nodes = self.nodes();
         assert!(nodes.iter().all(|node| node.state == State::Finished), "{nodes:?}");
-        let undisturbed = undisturbed(self.cluster);
-        let run = self.run.display().to_string();
-        let output = self.cluster.lampyris(&["checkpoint", "diff", undisturbed, &run]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        same_as_undisturbed(self.cluster, &self.run);
     }
 
     /// All that the job has written.
@@ -112,6 +126,13 @@ impl<'a> Job<'a> {
     }
 }
 
+/// The weights of `run` are those of an undisturbed run.
+pub(crate) fn same_as_undisturbed(cluster: &Cluster, run: &Path) {
+    let run = run.display().to_string();
+    let output = cluster.lampyris(&["checkpoint", "diff", undisturbed(cluster), &run]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 /// The run that nothing happened to: one rank, on this machine. Sums do not depend on the number of ranks.
 fn undisturbed(cluster: &Cluster) -> &'static str {
     static ONCE: OnceLock<()> = OnceLock::new();
@@ -119,8 +140,7 @@ fn undisturbed(cluster: &Cluster) -> &'static str {
         let recipe = recipe();
         let words = ["train"].into_iter().chain(recipe.iter().map(String::as_str));
         let words: Vec<&str> = words.chain(["--run-dir", "undisturbed"]).collect();
-        let output = cluster.lampyris(&words);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        cluster.said(&words);
     });
     "undisturbed"
 }

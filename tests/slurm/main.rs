@@ -10,6 +10,7 @@ mod cases;
 mod cluster;
 mod hostlists;
 mod job;
+mod pilot;
 
 use cluster::Cluster;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,11 +26,13 @@ const CASES: &[Case] = &[
     ("preempted, requeued, resumed, same weights", cases::preempted),
     ("the time limit is a suspend, same weights", cases::time_limit),
     ("suspended, stays stopped, resumed, same weights", cases::suspended),
+    ("stopped in the queue, continued", cases::stopped_in_the_queue),
     ("cancelled, checkpointed, not requeued", cases::cancelled),
     ("a killed rank is named and the job goes on", cases::killed_rank),
     ("a node that vanishes is replaced", cases::vanished_node),
     ("submitted from inside an allocation", cases::from_inside),
     ("the controller is away for a while", cases::controller_away),
+    ("nodes are lent to a scheduler and taken back", pilot::lent_and_taken_back),
 ];
 
 fn main() -> ExitCode {

@@ -95,6 +95,7 @@ impl Scheduler {
         let path = match JobName::parse(job) {
             JobName::Number(number) => return Ok(number),
             JobName::RunDir(path) => path,
+            JobName::Slurm => job.into(),
         };
         let run_dir = absolute(&path);
         let filter = v1::JobFilter { run_dir, ..Default::default() };

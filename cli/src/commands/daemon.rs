@@ -19,12 +19,9 @@ use tracing_subscriber::EnvFilter;
 /// How often a shim is asked how far its ranks are.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
-/// What a worker offers and where it works.
+/// What a node offers.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct WorkerArgs {
-    /// Name of the node, unique in the cluster [default: the host name]
-    #[arg(long)]
-    name: Option<String>,
+pub(crate) struct OfferArgs {
     /// Group to which jobs are submitted
     #[arg(long, default_value = "default")]
     group: String,
@@ -40,37 +37,77 @@ pub(crate) struct WorkerArgs {
     /// Switch inside the zone
     #[arg(long, default_value = "")]
     switch: String,
+    /// Size of a rank's log on disk beyond which its older half is given back
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    log_mib: u64,
+}
+
+/// What a worker offers and where it works.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// Name of the node, unique in the cluster [default: the host name]
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    offer: OfferArgs,
     /// Address of this node that the others reach
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Folder that survives the daemon [default: in $LAMPYRIS_CACHE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Size of a rank's log on disk beyond which its older half is given back
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
-    log_mib: u64,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
 
-impl WorkerArgs {
-    fn options(&self, environment: &Environment) -> Result<Options, CliError> {
-        let node = self.name.clone().unwrap_or_else(host_name);
-        let default = || environment.cluster_dir().join(format!("worker-{node}"));
-        let capacity = Capacity {
+impl OfferArgs {
+    fn capacity(&self) -> Capacity {
+        Capacity {
             group: self.group.clone(),
             devices: self.devices,
             shared: self.shared,
             zone: self.zone.clone(),
             switch: self.switch.clone(),
-        };
+        }
+    }
+
+    /// The same as words of a command line.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let mut words = vec![format!("--group={}", self.group)];
+        words.push(format!("--devices={}", self.devices));
+        words.extend(self.shared.then(|| "--shared".to_string()));
+        words.push(format!("--zone={}", self.zone));
+        words.push(format!("--switch={}", self.switch));
+        words.push(format!("--log-mib={}", self.log_mib));
+        words
+    }
+
+    /// A worker that offers this as `node`, at `host`.
+    pub(crate) fn options(
+        &self,
+        node: String,
+        host: IpAddr,
+        cluster: &ClusterArgs,
+        environment: &Environment,
+    ) -> Result<Options, CliError> {
         Ok(Options {
-            scheduler: self.cluster.target(environment),
-            state_dir: self.state_dir.clone().unwrap_or_else(default),
-            host: self.host,
+            scheduler: cluster.target(environment),
+            state_dir: environment.cluster_dir().join(format!("worker-{node}")),
+            host,
             log_bytes: self.log_mib << 20,
-            ..options(node, capacity, environment)?
+            ..options(node, self.capacity(), environment)?
         })
+    }
+}
+
+impl WorkerArgs {
+    fn options(&self, environment: &Environment) -> Result<Options, CliError> {
+        let node = self.name.clone().unwrap_or_else(host_name);
+        let mut options = self.offer.options(node, self.host, &self.cluster, environment)?;
+        if let Some(state_dir) = &self.state_dir {
+            options.state_dir.clone_from(state_dir);
+        }
+        Ok(options)
     }
 }
 
@@ -98,10 +135,18 @@ pub(crate) fn options(
 pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8, CliError> {
     log_to_stderr();
     let options = args.options(environment)?;
+    work_until(options, stop_signal())
+}
+
+/// Runs a worker until `leave` is over.
+pub(crate) fn work_until(
+    options: Options,
+    leave: impl Future<Output = ()> + Send + 'static,
+) -> Result<u8, CliError> {
     runtime()?.block_on(async {
         let (service, handle) = options.build()?;
         tokio::spawn(async move {
-            stop_signal().await;
+            leave.await;
             handle.stop();
         });
         service.run().await?;
@@ -135,6 +180,11 @@ pub(crate) fn log_to_stderr() {
 
 /// Waits for SIGINT or SIGTERM.
 pub(crate) async fn stop_signal() {
+    one_of(SignalKind::interrupt(), SignalKind::terminate()).await;
+}
+
+/// Waits for the first of two signals.
+pub(crate) async fn one_of(first: SignalKind, second: SignalKind) {
     let wait = async |kind| match signal(kind) {
         Ok(mut signals) => {
             signals.recv().await;
@@ -145,8 +195,8 @@ pub(crate) async fn stop_signal() {
         }
     };
     tokio::select! {
-        () = wait(SignalKind::interrupt()) => {}
-        () = wait(SignalKind::terminate()) => {}
+        () = wait(first) => {}
+        () = wait(second) => {}
     }
 }
 

@@ -2,14 +2,20 @@
 
 use super::Environment;
 use super::cluster::ClusterArgs;
+use super::submit_slurm::Cluster;
 use crate::backend::local::Local;
+use crate::backend::slurm::Slurm;
 use crate::backend::{Backend, JobName, LogsWanted, Wanted};
 use crate::error::CliError;
 use crate::screen;
+use crate::slurm::submission;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+
+/// Where runs lie if nobody says.
+const RUNS_DIR: &str = "runs";
 
 /// Jobs in a list.
 const LIST_LIMIT: usize = 1000;
@@ -25,9 +31,12 @@ pub(crate) struct ListArgs {
     /// Only jobs of this user
     #[arg(long)]
     user: Option<String>,
-    /// Runs of `lampyris train` in this folder instead of jobs of a scheduler
+    /// Runs in this folder instead of jobs of a scheduler, each as its directory says
     #[arg(long, value_name = "DIR")]
-    local: Option<std::path::PathBuf>,
+    local: Option<PathBuf>,
+    /// Runs that were handed there, from runs/ or the folder of --local
+    #[arg(long = "cluster", value_enum, conflicts_with = "scheduler")]
+    on: Option<Cluster>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,7 +46,7 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct JobArgs {
-    /// Number of a job, or a run directory
+    /// Number of a job, slurm:N, or a run directory
     job: String,
     /// Print JSON
     #[arg(long)]
@@ -48,7 +57,7 @@ pub(crate) struct JobArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsArgs {
-    /// Number of a job, or a run directory
+    /// Number of a job, slurm:N, or a run directory
     job: String,
     /// Global rank
     #[arg(long, default_value_t = 0)]
@@ -69,17 +78,19 @@ pub(crate) struct LogsArgs {
     cluster: ClusterArgs,
 }
 
-/// The backend that knows `job`: a run directory that no scheduler knows is this machine's.
+/// The backend that knows `job`: a run directory that was handed to nobody is this machine's.
 pub(crate) fn backend_of(
     job: &str,
     cluster: &ClusterArgs,
     environment: &Environment,
 ) -> Result<Box<dyn Backend>, CliError> {
+    let local = Local { runs_dir: RUNS_DIR.into() };
     match JobName::parse(job) {
-        JobName::RunDir(path) if !is_submitted(&path) => {
-            Ok(Box::new(Local { runs_dir: "runs".into() }))
-        }
-        _ => Ok(Box::new(cluster.connect(environment)?)),
+        JobName::RunDir(path) if is_submitted(&path) => Ok(Box::new(cluster.connect(environment)?)),
+        JobName::RunDir(path) if submission::is_handed(&path) => Ok(Box::new(Slurm { local })),
+        JobName::RunDir(_) => Ok(Box::new(local)),
+        JobName::Slurm => Ok(Box::new(Slurm { local })),
+        JobName::Number(_) => Ok(Box::new(cluster.connect(environment)?)),
     }
 }
 
@@ -90,9 +101,12 @@ pub(crate) fn is_submitted(run_dir: &Path) -> bool {
 
 pub(crate) fn list(args: &ListArgs, environment: &Environment) -> Result<u8, CliError> {
     let wanted = Wanted { all: args.all, user: args.user.clone(), limit: LIST_LIMIT };
-    let rows = match &args.local {
-        Some(runs_dir) => Local { runs_dir: runs_dir.clone() }.list(&wanted)?,
-        None => args.cluster.connect(environment)?.list(&wanted)?,
+    let local =
+        || Local { runs_dir: args.local.clone().unwrap_or_else(|| PathBuf::from(RUNS_DIR)) };
+    let rows = match (args.on, &args.local) {
+        (Some(Cluster::Slurm), _) => Slurm { local: local() }.list(&wanted)?,
+        (None, Some(_)) => local().list(&wanted)?,
+        (None, None) => args.cluster.connect(environment)?.list(&wanted)?,
     };
     match args.json {
         true => screen::json(&rows),

@@ -1,12 +1,13 @@
 //! `lampyris resume RUN`: a new attempt that continues from the newest good checkpoint of the run's lineage. With
-//! `--recipe` it continues under another recipe; values that may change its numbers must be named. With `--cluster` it
-//! continues there.
+//! `--recipe` it continues under another recipe; values that may change its numbers must be named. A run of Slurm's
+//! continues there, any other on this machine; `--cluster` says otherwise.
 
 use super::cluster::ClusterArgs;
-use super::jobs::is_submitted;
-use super::submit_slurm::{Cluster, render, submit};
+use super::jobs::{backend_of, is_submitted};
+use super::submit_slurm::{render, submit};
 use super::train::join;
 use super::{Environment, RecipeArgs};
+use crate::backend::slurm::refuse_if_queued;
 use crate::backend::{Backend, JobName};
 use crate::error::CliError;
 use crate::launch::{Announced, LaunchArgs};
@@ -15,7 +16,7 @@ use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
 use crate::slurm::settings::SlurmArgs;
-use crate::slurm::{queue, submission};
+use crate::slurm::submission;
 use crate::started_run::Start;
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
@@ -24,9 +25,18 @@ use lampyris_plan::validate::{check_trainable, validate};
 use lampyris_worker::shim::control;
 use std::path::PathBuf;
 
+/// Where a run can continue besides a scheduler of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Home {
+    /// This machine
+    Local,
+    /// A batch job of Slurm
+    Slurm,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, or number of a job
+    /// Number of a job, slurm:N, or a run directory
     run: PathBuf,
     /// Continue under this recipe instead of the run's own
     #[arg(long)]
@@ -41,15 +51,15 @@ pub(crate) struct Args {
     launch: LaunchArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Continue there instead of on this machine
+    /// Continue there [default: slurm if it was handed to Slurm, else local]
     #[arg(long = "cluster", value_enum, conflicts_with = "rendezvous")]
-    on: Option<Cluster>,
+    on: Option<Home>,
     #[command(flatten)]
     slurm: SlurmArgs,
 }
 
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
-    if let Some(said) = args.resume_job(environment)? {
+    if let Some(said) = args.resume_as_it_was(environment)? {
         screen::say(said);
         return Ok(0);
     }
@@ -82,7 +92,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     }
     let suspend = control::suspend_path(run.path());
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
-    if let Some(Cluster::Slurm) = args.on {
+    if args.home() == Home::Slurm {
         let script = render(run.path(), &plan.name, layout, &args.slurm, environment)?;
         return submit(&run, &script);
     }
@@ -91,33 +101,34 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     Start { run, plan, dataset, rank_program, layout, place, trace }.claim()?.to_the_end()
 }
 
-/// A run whose job is in Slurm's queue goes on by itself. A queue that does not answer forbids nothing: attempts fence.
-fn refuse_if_queued(run: &RunDir) -> Result<(), CliError> {
-    let Some(job) = submission::last_job(run)? else { return Ok(()) };
-    match queue::rows(&[job]).map(|mut rows| rows.remove(&job)) {
-        Ok(Some(row)) if !row.has_ended() => Err(CliError::Queued { job, state: row.state }),
-        Ok(_) => Ok(()),
-        Err(error) => {
-            screen::note(format_args!("cannot ask Slurm whether job {job} has ended: {error}"));
-            Ok(())
-        }
-    }
-}
-
 impl Args {
-    /// Lets a job of the scheduler go on, if `run` is one; what was said of it.
-    fn resume_job(&self, environment: &Environment) -> Result<Option<String>, CliError> {
+    /// Lets a job of the scheduler or of Slurm go on as it was, if `run` is one and nothing is to change; what was said.
+    fn resume_as_it_was(&self, environment: &Environment) -> Result<Option<String>, CliError> {
         let job = self.run.to_string_lossy();
-        let is_number = matches!(JobName::parse(&job), JobName::Number(_));
-        if self.recipe.is_some() || !(is_number || is_submitted(&self.run)) {
-            return Ok(None);
+        let name = JobName::parse(&job);
+        let is_number = matches!(name, JobName::Number(_));
+        if self.recipe.is_none() && (is_number || is_submitted(&self.run)) {
+            let scheduler = self.cluster.connect(environment)?;
+            // A run whose job has ended is a person's again.
+            if is_number || !scheduler.show(&job)?.row.phase.is_final() {
+                return scheduler.resume(&job).map(Some);
+            }
         }
-        let scheduler = self.cluster.connect(environment)?;
-        // A run whose job has ended is a person's again.
-        if !is_number && scheduler.show(&job)?.row.phase.is_final() {
-            return Ok(None);
+        if name == JobName::Slurm || (self.home() == Home::Slurm && self.changes_nothing()) {
+            return backend_of(&job, &self.cluster, environment)?.resume(&job).map(Some);
         }
-        scheduler.resume(&job).map(Some)
+        Ok(None)
+    }
+
+    fn home(&self) -> Home {
+        let handed = || if submission::is_handed(&self.run) { Home::Slurm } else { Home::Local };
+        self.on.unwrap_or_else(handed)
+    }
+
+    /// Whether the batch script of a run of Slurm's can stay as it is.
+    fn changes_nothing(&self) -> bool {
+        let plain = self.launch == LaunchArgs::default() && self.slurm == SlurmArgs::default();
+        self.recipe.is_none() && plain && submission::is_handed(&self.run)
     }
 
     fn plan(&self, before: &TrainPlan, environment: &Environment) -> Result<TrainPlan, CliError> {

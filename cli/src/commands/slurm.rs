@@ -1,6 +1,7 @@
 //! `lampyris slurm ...`: what a job's batch script calls. People use `lampyris submit --cluster slurm`.
 
 use super::Environment;
+use super::pilot;
 use super::train::take_part;
 use crate::error::CliError;
 use crate::run_dir::RunDir;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
         /// What `claim` printed
         launch: PathBuf,
     },
+    /// Lend this node to a scheduler; started by srun, once per node of a pilot
+    Worker(pilot::WorkerArgs),
 }
 
 pub(crate) fn run(command: Command, environment: &Environment) -> Result<u8, CliError> {
@@ -46,6 +49,7 @@ pub(crate) fn run(command: Command, environment: &Environment) -> Result<u8, Cli
                 Ok(STAY_STOPPED)
             }
         },
+        Command::Worker(args) => pilot::worker(&args, environment),
         Command::Hosts { list } => {
             hostlist::expand(&list)?.iter().for_each(screen::say);
             Ok(0)

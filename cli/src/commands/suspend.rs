@@ -9,7 +9,7 @@ use crate::screen;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Run directory, or number of a job
+    /// Number of a job, slurm:N, or a run directory
     run: String,
     /// Why, for whoever reads control/suspend.json
     #[arg(long, default_value = "asked with `lampyris suspend`")]

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Variables;
 
 impl Variables {
-    fn text(self, name: &'static str) -> Result<String, CliError> {
+    pub(crate) fn text(self, name: &'static str) -> Result<String, CliError> {
         std::env::var(name).map_err(|_| CliError::OutsideSlurm { variable: name })
     }
 
@@ -92,7 +92,7 @@ fn layout(run: &RunDir, nodes: &str) -> Result<Layout, CliError> {
 
 /// An address of `host` that other hosts reach: what its name resolves to or, where that is its own loopback (Debian's
 /// 127.0.1.1), what Slurm reaches it at. Never loopback: every node would train alone.
-fn reachable(host: &str) -> Result<IpAddr, CliError> {
+pub(crate) fn reachable(host: &str) -> Result<IpAddr, CliError> {
     let resolve = |name: &str| -> Option<IpAddr> {
         let mut found = (name, 0).to_socket_addrs().ok()?;
         found.find(|address| !address.ip().is_loopback()).map(|address| address.ip())

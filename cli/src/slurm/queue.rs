@@ -1,12 +1,25 @@
 //! What Slurm's programs say. Plain text, which every release writes; a hint, since a job is forgotten minutes after its
 //! end and the controller may be away: the truth about a run is its directory.
 
+use rustix::process::Pid;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 /// Jobs of one question, so that a long list does not exceed the length of a command line.
 const MAX_JOBS: usize = 500;
+
+/// What to try when the controller does not answer.
+const AWAY: &str = "the controller may be restarting: try again, or ask with `scontrol ping`";
+
+/// Before the run directory in the comment of a job.
+pub(crate) const COMMENT: &str = "lampyris:";
+
+/// How long an answer is waited for: squeue itself tries for minutes to reach a controller that is away.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What Slurm answered instead of what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +46,12 @@ pub(crate) enum SlurmError {
         /// The end of its stderr.
         said: String,
     },
+    /// No answer.
+    #[error("{program} did not answer in {} s", PATIENCE.as_secs())]
+    Silent {
+        /// Program of Slurm.
+        program: String,
+    },
     /// An answer in an unknown form.
     #[error("{program} said something unexpected: {said:?}")]
     Answer {
@@ -49,6 +68,7 @@ impl SlurmError {
         let SlurmError::Refused { said, .. } = self else {
             return match self {
                 SlurmError::Missing { .. } => "submit on a login node of the cluster".into(),
+                SlurmError::Silent { .. } => AWAY.into(),
                 _ => String::new(),
             };
         };
@@ -64,7 +84,7 @@ impl SlurmError {
         } else if has("not available") || has("more processors") || has("node count") {
             "`sinfo -o '%P %D %c %G'` shows nodes, cores and GPUs of the partitions; ask for less"
         } else if has("unable to contact") || has("socket timed out") || has("connect") {
-            "the controller may be restarting: try again, or ask with `scontrol ping`"
+            AWAY
         } else {
             ""
         }
@@ -103,10 +123,23 @@ impl Row {
 /// Runs a program of Slurm and gives its stdout.
 pub(crate) fn answer(mut command: Command) -> Result<String, SlurmError> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().map_err(|source| match source.kind() {
+    let failed = |source: io::Error| match source.kind() {
         ErrorKind::NotFound => SlurmError::Missing { program: program.clone() },
         _ => SlurmError::Start { program: program.clone(), source },
-    })?;
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(failed)?;
+    let pid = Pid::from_child(&child);
+    let (sender, receiver) = mpsc::sync_channel(1);
+    // Reads both pipes and reaps the child, whatever happens here.
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let output = match receiver.recv_timeout(PATIENCE) {
+        Ok(output) => output.map_err(failed)?,
+        Err(_) => {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            return Err(SlurmError::Silent { program });
+        }
+    };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -144,6 +177,21 @@ fn parse(text: &str) -> BTreeMap<u64, Row> {
         Some((job, Row { state, reason, nodes }))
     };
     text.lines().filter_map(row).collect()
+}
+
+/// Takes a job out of the queue, or ends it: Slurm sends SIGTERM, waits its KillWait, and kills.
+pub(crate) fn cancel(job: u64) -> Result<(), SlurmError> {
+    let mut command = Command::new("scancel");
+    command.arg(job.to_string());
+    answer(command).map(drop)
+}
+
+/// The run directory that the comment of a job names, while Slurm remembers the job.
+pub(crate) fn run_dir(job: u64) -> Result<Option<String>, SlurmError> {
+    let mut command = Command::new("squeue");
+    command.args(["-h", "-t", "all", "-o", "%k", "-j", &job.to_string()]);
+    let comment = answer(command)?;
+    Ok(comment.trim().strip_prefix(COMMENT).map(str::to_string))
 }
 
 /// The address that Slurm itself uses for a node, if it says one.

@@ -7,6 +7,7 @@
 //! - and only while Slurm says RUNNING: after scancel it says COMPLETING, and a requeue would resurrect the job;
 //! - `srun` no longer inherits `--cpus-per-task`, and `SLURM_EXPORT_ENV` of `--export` would empty its environment.
 
+use super::queue::COMMENT;
 use super::settings::Settings;
 use crate::launch::Layout;
 use std::fmt::Write;
@@ -35,25 +36,49 @@ pub(crate) struct Job<'a> {
     pub(crate) layout: Layout,
 }
 
+/// What the first lines of a script say besides the settings.
+pub(super) struct Head<'a> {
+    /// Name in the queue.
+    pub(super) name: &'a str,
+    /// What wrote it and what submits it again, after `# `.
+    pub(super) about: String,
+    pub(super) comment: String,
+    pub(super) nodes: usize,
+    /// Folder of the log.
+    pub(super) logs: &'a Path,
+    /// Whether Slurm may start the job again.
+    pub(super) requeue: bool,
+}
+
 /// The batch script that trains a run.
 pub(crate) fn render(job: &Job<'_>, settings: &Settings) -> String {
     let mut text = String::new();
+    let version = env!("CARGO_PKG_VERSION");
+    let head = Head {
+        name: job.name,
+        about: format!(
+            "Written by lampyris {version}; `lampyris resume --cluster slurm` submits it again."
+        ),
+        comment: format!("{COMMENT}{}", job.run_dir.display()),
+        nodes: job.layout.nodes,
+        logs: &job.run_dir.join("logs"),
+        requeue: true,
+    };
     // Writing to a string cannot fail.
-    write_head(&mut text, job, settings).ok();
+    write_head(&mut text, &head, settings).ok();
     write_body(&mut text, job, settings).ok();
     text
 }
 
-pub(super) fn write_head(out: &mut String, job: &Job<'_>, settings: &Settings) -> std::fmt::Result {
-    let version = env!("CARGO_PKG_VERSION");
-    writeln!(out, "#!/bin/bash")?;
-    writeln!(
-        out,
-        "# Written by lampyris {version}; `lampyris resume --cluster slurm` submits it again."
-    )?;
+pub(super) fn write_head(
+    out: &mut String,
+    head: &Head<'_>,
+    settings: &Settings,
+) -> std::fmt::Result {
+    writeln!(out, "#!/bin/bash\n# {}", head.about)?;
     let mut option = |text: String| writeln!(out, "#SBATCH {text}");
-    option(format!("--job-name={}", job.name))?;
-    option(format!("--comment={}", quoted_option(&format!("lampyris:{}", job.run_dir.display()))))?;
+    option(format!("--job-name={}", head.name))?;
+    option(format!("--comment={}", quoted_option(&head.comment)))?;
     let named = [
         ("partition", &settings.partition),
         ("account", &settings.account),
@@ -65,7 +90,7 @@ pub(super) fn write_head(out: &mut String, job: &Job<'_>, settings: &Settings) -
             option(format!("--{name}={value}"))?;
         }
     }
-    option(format!("--nodes={}", job.layout.nodes))?;
+    option(format!("--nodes={}", head.nodes))?;
     option("--ntasks-per-node=1".into())?;
     match settings.cpus_per_node {
         Some(cpus) => option(format!("--cpus-per-task={cpus}"))?,
@@ -74,10 +99,10 @@ pub(super) fn write_head(out: &mut String, job: &Job<'_>, settings: &Settings) -
     if let Some(gpus) = settings.gpus_per_node {
         option(format!("--gpus-per-node={gpus}"))?;
     }
-    option("--requeue".into())?;
+    option(if head.requeue { "--requeue" } else { "--no-requeue" }.into())?;
     option("--open-mode=append".into())?;
     option(format!("--signal=USR2@{}", settings.grace_s))?;
-    let logs = job.run_dir.join("logs").display().to_string().replace('%', "%%");
+    let logs = head.logs.display().to_string().replace('%', "%%");
     option(format!("--output={}", quoted_option(&format!("{logs}/slurm-%j.log"))))?;
     let names = EXPORT.iter().copied().chain(settings.export.iter().map(String::as_str));
     option(format!("--export={}", names.collect::<Vec<_>>().join(",")))?;

@@ -17,7 +17,7 @@ const MAX_REQUEUES: u64 = 50;
 const MAX_RETRIES: u64 = 1;
 
 /// Flags that say what a job asks Slurm for.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct SlurmArgs {
     /// Partition
     #[arg(long, value_name = "NAME", help_heading = "Slurm")]

@@ -7,12 +7,15 @@ use crate::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Name of the script in the run directory.
 const SCRIPT: &str = "job.sbatch";
 const RECORDS: &str = "slurm.jsonl";
+
+/// Before Slurm's number in the name of a job.
+pub(crate) const PREFIX: &str = "slurm:";
 
 /// Variables of the submitting shell that a job must not inherit: inside an allocation they would pin its ranks to the
 /// cores of another job. SLURM_CONF only says where the cluster is.
@@ -45,14 +48,6 @@ pub(crate) enum Record {
     },
 }
 
-impl Record {
-    fn job(&self) -> u64 {
-        match self {
-            Record::Submitted { job, .. } | Record::Started { job, .. } => *job,
-        }
-    }
-}
-
 /// Where the script of a run lies.
 pub(crate) fn script_path(run: &RunDir) -> PathBuf {
     run.path().join(SCRIPT)
@@ -63,18 +58,26 @@ pub(crate) fn submit(run: &RunDir, script: &str) -> Result<u64, CliError> {
     let path = script_path(run);
     fs::write(&path, script).map_err(|error| CliError::write(&path, error))?;
     let mut command = Command::new("sbatch");
-    command.arg("--parsable").arg(&path).stdin(Stdio::null());
+    command.arg("--parsable").arg(&path);
+    clear_foreign(&mut command);
+    let job = number(queue::answer(command)?)?;
+    record(run, &Record::Submitted { job, at_ms: now_ms() })?;
+    Ok(job)
+}
+
+/// Takes out of the environment of a command what belongs to the allocation around it.
+pub(super) fn clear_foreign(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_foreign) {
             command.env_remove(name);
         }
     }
-    let said = queue::answer(command)?;
-    // `job` or `job;cluster`.
+}
+
+/// The number in the answer of `sbatch --parsable`: `job` or `job;cluster`.
+pub(super) fn number(said: String) -> Result<u64, SlurmError> {
     let number = said.trim().split(';').next().unwrap_or_default();
-    let job = number.parse().map_err(|_| SlurmError::Answer { program: "sbatch", said })?;
-    record(run, &Record::Submitted { job, at_ms: now_ms() })?;
-    Ok(job)
+    number.parse().map_err(|_| SlurmError::Answer { program: "sbatch", said })
 }
 
 fn is_foreign(name: &str) -> bool {
@@ -91,16 +94,33 @@ pub(crate) fn record(run: &RunDir, record: &Record) -> Result<(), CliError> {
     file.sync_all().map_err(failed)
 }
 
-/// Slurm's number of the last job of the run; none if it never was Slurm's.
-pub(crate) fn last_job(run: &RunDir) -> Result<Option<u64>, CliError> {
+/// The last job of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handed {
+    /// Slurm's number.
+    pub(crate) job: u64,
+    /// The last attempt that it started; 0 before the first.
+    pub(crate) attempt: u64,
+}
+
+/// Whether a run was ever handed to Slurm.
+pub(crate) fn is_handed(run_dir: &Path) -> bool {
+    run_dir.join(RECORDS).exists()
+}
+
+/// The last job of the run; none if it never was Slurm's.
+pub(crate) fn handed(run: &RunDir) -> Result<Option<Handed>, CliError> {
     let path = run.path().join(RECORDS);
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| CliError::read(&path, error))?,
     };
     // A torn last line, from a full disk, is passed over.
-    let mut records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
-    Ok(records.next_back().map(|record| record.job()))
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+    Ok(records.fold(None, |_, record| match record {
+        Record::Submitted { job, .. } => Some(Handed { job, attempt: 0 }),
+        Record::Started { job, attempt, .. } => Some(Handed { job, attempt }),
+    }))
 }
 
 pub(super) use lampyris_worker::shim::status::unix_ms as now_ms;

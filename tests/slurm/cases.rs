@@ -77,7 +77,6 @@ pub(crate) fn suspended(cluster: &Cluster) {
     assert_eq!(shown["ranks"].as_array().unwrap().len(), NODES * RANKS_PER_NODE);
     let listed = cluster.json(&["list", "--cluster", "slurm", "--local", "."]);
     assert!(listed.as_array().unwrap().iter().any(|row| row["phase"] == "running"), "{listed}");
-    assert!(!cluster.said(&["logs", &named]).is_empty());
     cluster.said(&["suspend", &named]);
     job.wait_for("FAILED");
     assert_eq!(cluster.field_of(job.number, "ExitCode"), "86:0");
@@ -87,6 +86,8 @@ pub(crate) fn suspended(cluster: &Cluster) {
     again.finishes_as_undisturbed();
     assert_eq!(again.attempt(), 2);
     assert_eq!(cluster.json(&["show", "suspended"])["phase"], "succeeded");
+    let log = std::fs::read_to_string(job.run.join("logs/rank-1.attempt-1.log")).unwrap();
+    assert_eq!(cluster.said(&["logs", &named, "--rank", "1", "--attempt", "1"]), log);
 }
 
 /// A job that has not started is taken out of the queue, and can still go on.
@@ -97,7 +98,8 @@ pub(crate) fn stopped_in_the_queue(cluster: &Cluster) {
     cluster.said(&["stop", "waiting"]);
     job.wait_for("CANCELLED");
     assert_eq!(cluster.json(&["show", "waiting"])["phase"], "cancelled");
-    let again = cluster.said(&["resume", "waiting", "--cluster", "slurm"]);
+    // With a flag the script is written anew, and begins at once.
+    let again = cluster.said(&["resume", "waiting", "--cluster", "slurm", "--partition", "low"]);
     Job::of(cluster, "waiting", &again).wait_for_training(1);
 }
 
@@ -178,14 +180,14 @@ pub(crate) fn controller_away(cluster: &Cluster) {
     cluster.lift_requeue_delay(job.number);
     job.wait_for_training(2);
     cluster.controller_down();
-    let shown = cluster.json(&["show", "away"]);
-    assert_eq!(shown["attempt"], 2);
-    let reason = shown["reason"].as_str().unwrap();
-    assert!(reason.contains("the queue does not answer"), "{reason}");
     cluster.said(&["suspend", "away"]);
     wait_until("the ranks have stopped", || {
         job.nodes().iter().all(|node| node.exit_code == Some(86))
     });
+    let shown = cluster.json(&["show", "away"]);
+    assert_eq!(shown["attempt"], 2);
+    let reason = shown["reason"].as_str().unwrap();
+    assert!(reason.contains("the queue does not answer"), "{reason}");
     cluster.controller_up();
     job.wait_for("FAILED");
     assert_eq!(cluster.field_of(job.number, "ExitCode"), "86:0");

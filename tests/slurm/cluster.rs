@@ -124,15 +124,14 @@ impl Cluster {
         found.and_then(|rest| rest.strip_prefix('=')).unwrap_or_default().to_string()
     }
 
-    /// Waits until the job is requeued, then lifts the two minutes that Slurm lets it wait.
+    /// Waits until the job is requeued, and lifts the two minutes that Slurm lets it wait until it runs again.
     pub(crate) fn lift_requeue_delay(&self, job: u64) {
-        wait_until("the job is requeued", || {
-            self.field_of(job, "Restarts") != "0" && self.state_of(job) == "PENDING"
-        });
-        // Slurm refuses while the processes of the attempt before are being counted.
-        wait_until("the delay can be lifted", || {
+        wait_until("the job is requeued", || self.field_of(job, "Restarts") != "0");
+        wait_until("the job runs again", || {
+            // Refused while the processes of the attempt before are being counted.
             let line = format!("scontrol update jobid={job} starttime=now");
-            self.command("sh").args(["-c", &line]).output().unwrap().status.success()
+            self.command("sh").args(["-c", &line]).output().unwrap();
+            ["RUNNING", "COMPLETED"].contains(&self.state_of(job).as_str())
         });
     }
 
@@ -147,6 +146,11 @@ impl Cluster {
         self.slurm(&format!("kill -TERM {0}; while kill -0 {0} 2>/dev/null && ! grep -q Z /proc/{0}/stat; do sleep 0.1; done", pid.trim()));
     }
 
+    fn controller_is_up(&self) -> bool {
+        let ping = self.command("scontrol").arg("ping").output().unwrap();
+        String::from_utf8_lossy(&ping.stdout).contains("is UP")
+    }
+
     pub(crate) fn controller_up(&self) {
         let conf = self.state().join("slurm.conf");
         self.slurm(&format!("slurmctld -f {}", conf.display()));
@@ -155,8 +159,11 @@ impl Cluster {
         });
     }
 
-    /// Ends all jobs, and waits until all nodes are idle.
+    /// Ends all jobs, and waits until all nodes are idle. A case that failed may have left the controller away.
     pub(crate) fn clear(&self) {
+        if !self.controller_is_up() {
+            self.controller_up();
+        }
         self.slurm("scancel -u root; true");
         wait_until("the nodes are idle", || {
             self.slurm("sinfo -h -N -p low -t idle -o %N | sort -u | wc -l").trim() == "4"
@@ -165,7 +172,10 @@ impl Cluster {
 
     /// What helps to understand a failure.
     pub(crate) fn show(&self) {
-        eprintln!("{}", self.slurm("sinfo; squeue -t all; tail -n 20 slurm/log/slurmctld.log"));
+        let newest_log = "tail -n 40 $(ls -t */logs/slurm-*.log | head -n 1) /dev/null";
+        let line =
+            format!("sinfo; squeue -t all; tail -n 20 slurm/log/slurmctld.log; {newest_log}");
+        eprintln!("{}", self.slurm(&line));
     }
 }
 

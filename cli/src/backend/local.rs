@@ -14,6 +14,9 @@ use std::time::Duration;
 /// A run whose status is older than this is no longer run by anyone: three writes are missing.
 const SILENT_MS: u64 = 3 * ALIVE_PERIOD.as_millis() as u64;
 
+/// Exit code of a node whose ranks ended because they lost others.
+const LOST: u8 = 75;
+
 /// Between two looks at a log that is followed.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 
@@ -145,7 +148,11 @@ fn details(run: &RunDir) -> Result<JobDetails, CliError> {
         })
         .collect();
     let total = nodes.iter().flat_map(|node| &node.ranks).map(|rank| rank.total_steps).max();
-    let candidates = run.checkpoints_read_only().candidates()?;
+    // Before its first start a run has no lineage.
+    let candidates = match nodes.is_empty() {
+        true => Vec::new(),
+        false => run.checkpoints_read_only().candidates()?,
+    };
     let row = JobRow {
         id: run.path().display().to_string(),
         name,
@@ -179,19 +186,23 @@ fn details(run: &RunDir) -> Result<JobDetails, CliError> {
 /// What the shims have written, in one word and one line.
 fn standing(nodes: &[Status]) -> (Phase, String) {
     let Some(first) = nodes.first() else { return (Phase::Queued, "never started".into()) };
-    if let Some(failed) = nodes.iter().find(|node| node.state == State::Failed) {
-        return (Phase::Failed, failed.reason.clone());
+    // The node that failed by itself says more than those that only lost it.
+    let failed = || nodes.iter().filter(|node| node.state == State::Failed);
+    let culprit = failed().find(|node| node.exit_code != Some(LOST)).or_else(|| failed().next());
+    if let Some(culprit) = culprit {
+        return (Phase::Failed, format!("{}: {}", culprit.host, culprit.reason));
     }
     if let Some(silent) = nodes.iter().find(|node| !node.ended() && is_over(node)) {
         return (Phase::Unknown, format!("nothing heard from its shim on {}", silent.host));
     }
+    if let Some(running) = nodes.iter().find(|node| !node.ended()) {
+        return match running.state {
+            State::Suspending => (Phase::Suspending, "asked to checkpoint and stop".into()),
+            _ => (Phase::Running, format!("runs on {}", running.host)),
+        };
+    }
     match first.state {
-        State::Running => (Phase::Running, "runs on this machine or by hand".into()),
-        State::Suspending => (Phase::Suspending, "asked to checkpoint and stop".into()),
         State::Finished => (Phase::Succeeded, "finished".into()),
-        State::Suspended => {
-            (Phase::Suspended, "checkpointed; `lampyris resume` continues it".into())
-        }
-        State::Failed => (Phase::Failed, first.reason.clone()),
+        _ => (Phase::Suspended, "checkpointed; `lampyris resume` continues it".into()),
     }
 }

@@ -171,7 +171,8 @@ pub struct Service {
     status: StatusFile,
 }
 
-/// When dropped, the signals end the process again, as they did before.
+/// When dropped, SIGINT ends the process again, as it did before. Requests to checkpoint have been answered by then and
+/// must not change the exit code that tells so: under Slurm the first shim to exit makes `srun -K1` signal the others.
 struct SignalGuard {
     handle: SignalHandle,
     ended: Arc<AtomicBool>,
@@ -230,9 +231,7 @@ fn take_signals() -> Result<(Signals, SignalGuard), ShimError> {
     const TAKEN: [i32; 3] = [SIGTERM, SIGUSR2, SIGINT];
     let take = || {
         let ended = Arc::new(AtomicBool::new(false));
-        for signal in TAKEN {
-            register_conditional_default(signal, Arc::clone(&ended))?;
-        }
+        register_conditional_default(SIGINT, Arc::clone(&ended))?;
         let (read, write) = UnixStream::pair()?;
         let signals = SignalDelivery::with_pipe(read, write, SignalOnly, TAKEN)?;
         let guard = SignalGuard { handle: signals.handle(), ended };
@@ -420,4 +419,19 @@ fn is_progress(event: &Event) -> bool {
 pub fn boottime() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Signal, getpid, kill_process};
+
+    /// Without that, this signal ends the test program.
+    #[test]
+    fn a_request_to_checkpoint_that_comes_late_changes_no_exit_code() {
+        drop(take_signals().unwrap());
+        for signal in [Signal::TERM, Signal::USR2] {
+            kill_process(getpid(), signal).unwrap();
+        }
+    }
 }

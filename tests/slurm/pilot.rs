@@ -20,6 +20,7 @@ impl Scheduler {
             .command(program("lampyris"))
             .args(["scheduler", "--insecure", "--state-dir", "scheduler", "--listen"])
             .arg(free.to_string())
+            .env("LAMPYRIS_LOG", "error")
             .spawn()
             .unwrap();
         let scheduler = Scheduler { child, address: format!("http://{free}") };

@@ -113,6 +113,11 @@ impl LayoutArgs {
 }
 
 impl LaunchArgs {
+    /// The same on `nodes` nodes, unless the command line says how many.
+    pub(crate) fn or_nodes(&self, nodes: usize) -> LaunchArgs {
+        LaunchArgs { nodes: self.nodes.or(Some(nodes)), ..self.clone() }
+    }
+
     /// The number of data-parallel ranks that the command line asks for, if it does.
     pub(crate) fn ranks(&self) -> Option<usize> {
         self.ranks_per_node.map(|ranks| ranks * self.nodes.unwrap_or(1))

@@ -124,14 +124,17 @@ impl Cluster {
         found.and_then(|rest| rest.strip_prefix('=')).unwrap_or_default().to_string()
     }
 
-    /// Waits until the job is requeued, and lifts the two minutes that Slurm lets it wait until it runs again.
+    /// Waits until the job is requeued, and lifts the two minutes that Slurm lets it wait, until it runs again. They are
+    /// there for the end of the attempt before: lifted earlier, its exit code would be taken for the new one's.
     pub(crate) fn lift_requeue_delay(&self, job: u64) {
         wait_until("the job is requeued", || self.field_of(job, "Restarts") != "0");
         wait_until("the job runs again", || {
-            // Refused while the processes of the attempt before are being counted.
-            let line = format!("scontrol update jobid={job} starttime=now");
-            self.command("sh").args(["-c", &line]).output().unwrap();
-            ["RUNNING", "COMPLETED"].contains(&self.state_of(job).as_str())
+            let state = self.state_of(job);
+            if state == "PENDING" && self.slurm("sinfo -h -t completing -o %N").trim().is_empty() {
+                let line = format!("scontrol update jobid={job} starttime=now");
+                self.command("sh").args(["-c", &line]).output().unwrap();
+            }
+            ["RUNNING", "COMPLETED"].contains(&state.as_str())
         });
     }
 

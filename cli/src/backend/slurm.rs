@@ -70,14 +70,15 @@ impl Backend for Slurm {
 
     /// Submits the script of the run again, as it was.
     fn resume(&self, job: &str) -> Result<String, CliError> {
-        let run = RunDir::open(Path::new(&run_of(job)?))?;
+        let path = run_of(job)?;
+        let (run, nodes) = (RunDir::open(Path::new(&path))?, handed(&path)?.nodes);
         let _lock = run.lock()?;
         refuse_if_queued(&run)?;
         let script = submission::script_path(&run);
         let text = fs::read_to_string(&script).map_err(|error| CliError::read(&script, error))?;
         let request = control::suspend_path(run.path());
         control::clear_suspend(run.path()).map_err(|error| CliError::write(&request, error))?;
-        Ok(format!("slurm:{}", submission::submit(&run, &text)?))
+        Ok(format!("slurm:{}", submission::submit(&run, &text, nodes)?))
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Environment, RecipeArgs};
 use crate::backend::slurm::refuse_if_queued;
 use crate::backend::{Backend, JobName};
 use crate::error::CliError;
-use crate::launch::{Announced, LaunchArgs};
+use crate::launch::{Announced, LaunchArgs, Layout};
 use crate::prepare::{prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     refuse_if_queued(&run)?;
     let plan = args.plan(&before, environment)?;
     check_trainable(&plan)?;
-    let layout = args.launch.layout(&plan)?;
+    let layout = args.layout(&run, &plan)?;
     let changed = changes(&before, &plan);
     args.refuse(&changed)?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
     if args.home() == Home::Slurm {
         let script = render(run.path(), &plan.name, layout, &args.slurm, environment)?;
-        return submit(&run, &script);
+        return submit(&run, &script, layout.nodes);
     }
     Announced::forget(&run)?;
     let (run, plan, dataset, trace) = (&run, &plan, &dataset, args.launch.trace);
@@ -129,6 +129,16 @@ impl Args {
     fn changes_nothing(&self) -> bool {
         let plain = self.launch == LaunchArgs::default() && self.slurm == SlurmArgs::default();
         self.recipe.is_none() && plain && submission::is_handed(&self.run)
+    }
+
+    /// As many nodes as before, for a run of Slurm's of which nothing else is said.
+    fn layout(&self, run: &RunDir, plan: &TrainPlan) -> Result<Layout, CliError> {
+        match submission::handed(run)? {
+            Some(handed) if self.home() == Home::Slurm => {
+                self.launch.or_nodes(handed.nodes).layout(plan)
+            }
+            _ => self.launch.layout(plan),
+        }
     }
 
     fn plan(&self, before: &TrainPlan, environment: &Environment) -> Result<TrainPlan, CliError> {

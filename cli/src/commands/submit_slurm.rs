@@ -56,13 +56,14 @@ pub(crate) fn run(
     let run = RunDir::create(&plan, named, &now, &recipe.text_with_sets()?)?;
     run.record_dataset(&dataset)?;
     screen::note(format_args!("run directory {}", run.path().display()));
-    submit(&run, &render(run.path(), &plan.name, layout, &args.slurm, environment)?)
+    let script = render(run.path(), &plan.name, layout, &args.slurm, environment)?;
+    submit(&run, &script, layout.nodes)
 }
 
 /// Hands the job over and says what it is.
-pub(crate) fn submit(run: &RunDir, script: &str) -> Result<u8, CliError> {
+pub(crate) fn submit(run: &RunDir, script: &str, nodes: usize) -> Result<u8, CliError> {
     let path = run.path().display();
-    let job = submission::submit(run, script).inspect_err(|_| {
+    let job = submission::submit(run, script, nodes).inspect_err(|_| {
         screen::note(format_args!(
             "not submitted; `lampyris resume {path} --cluster slurm` tries again"
         ));

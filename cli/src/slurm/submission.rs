@@ -30,6 +30,8 @@ pub(crate) enum Record {
     Submitted {
         /// Slurm's number of the job.
         job: u64,
+        /// How many nodes it asks for.
+        nodes: usize,
         /// Milliseconds since 1970.
         at_ms: u64,
     },
@@ -54,14 +56,14 @@ pub(crate) fn script_path(run: &RunDir) -> PathBuf {
 }
 
 /// Writes `script` into the run directory and hands it to Slurm. Gives Slurm's number of the job.
-pub(crate) fn submit(run: &RunDir, script: &str) -> Result<u64, CliError> {
+pub(crate) fn submit(run: &RunDir, script: &str, nodes: usize) -> Result<u64, CliError> {
     let path = script_path(run);
     fs::write(&path, script).map_err(|error| CliError::write(&path, error))?;
     let mut command = Command::new("sbatch");
     command.arg("--parsable").arg(&path);
     clear_foreign(&mut command);
     let job = number(queue::answer(command)?)?;
-    record(run, &Record::Submitted { job, at_ms: now_ms() })?;
+    record(run, &Record::Submitted { job, nodes, at_ms: now_ms() })?;
     Ok(job)
 }
 
@@ -99,6 +101,8 @@ pub(crate) fn record(run: &RunDir, record: &Record) -> Result<(), CliError> {
 pub(crate) struct Handed {
     /// Slurm's number.
     pub(crate) job: u64,
+    /// How many nodes it asks for.
+    pub(crate) nodes: usize,
     /// The last attempt that it started; 0 before the first.
     pub(crate) attempt: u64,
 }
@@ -117,9 +121,9 @@ pub(crate) fn handed(run: &RunDir) -> Result<Option<Handed>, CliError> {
     };
     // A torn last line, from a full disk, is passed over.
     let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
-    Ok(records.fold(None, |_, record| match record {
-        Record::Submitted { job, .. } => Some(Handed { job, attempt: 0 }),
-        Record::Started { job, attempt, .. } => Some(Handed { job, attempt }),
+    Ok(records.fold(None, |before: Option<Handed>, record| match record {
+        Record::Submitted { job, nodes, .. } => Some(Handed { job, nodes, attempt: 0 }),
+        Record::Started { attempt, .. } => before.map(|handed| Handed { attempt, ..handed }),
     }))
 }
 

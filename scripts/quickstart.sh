@@ -39,7 +39,7 @@ say "set-up took $(seconds "$set_up")"
 
 began=$(now_ms)
 code=0
-"$CARGO_TARGET_DIR/debug/lampyris" train "$recipe" || code=$?
+"$CARGO_TARGET_DIR/debug/lampyris" run "$recipe" --ranks-per-node 2 || code=$?
 took=$(($(now_ms) - began))
 case $code in
     0) say "set-up took $(seconds "$set_up"), data and training $(seconds "$took")" ;;

@@ -95,7 +95,7 @@ impl Prepared {
         let plan = recipe.load(environment)?;
         check_trainable(&plan)?;
         let layout = launch.layout(&plan)?;
-        rank_program::find(environment.rank_program.clone())?;
+        rank_program::locate(environment.rank_program.clone())?;
         let dataset = prepare(&plan)?;
         let run = RunDir::create(&plan, named, &Zoned::now(), &recipe.text_with_sets()?)?;
         run.record_dataset(&dataset)?;

@@ -8,7 +8,7 @@ use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
     Busy, CheckpointId, Digests, Kind, Meta, Ranks, Reader, Request, Run, Saver, Slot, Snapshot,
-    Transfer,
+    Target, Transfer,
 };
 use lampyris_plan::Step;
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ impl Bench {
         // What the training loop waits for: the copy and the hand-over.
         let begun = Instant::now();
         copy(&mut buffers);
-        saver.begin(Snapshot { meta, slots, buffers });
+        saver.begin(Snapshot { meta, slots, buffers, to: Target::Disk });
         figures.insert("stall_copy", rate(self.bytes(), begun));
         let saved = saver.wait().ok_or("a save was begun")??;
         let write = self.bytes() as f64 / saved.write_time.as_secs_f64() / 1e9;

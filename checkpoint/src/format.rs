@@ -209,8 +209,13 @@ pub(crate) fn seal(manifest: &Manifest) -> Result<Vec<u8>> {
 
 /// Reads a manifest back. The errors are [`Error::Corrupt`] and [`Error::NewerFormat`].
 pub(crate) fn unseal(dir: &Path, bytes: &[u8]) -> Result<Manifest> {
-    let corrupt = |problem: String| Error::corrupt(dir, MANIFEST_FILE, problem);
-    let sealed: Sealed = parse(dir, MANIFEST_FILE, bytes)?;
+    unseal_as(dir, MANIFEST_FILE, bytes)
+}
+
+/// The same of a file with another name.
+pub(crate) fn unseal_as(dir: &Path, file: &str, bytes: &[u8]) -> Result<Manifest> {
+    let corrupt = |problem: String| Error::corrupt(dir, file, problem);
+    let sealed: Sealed = parse(dir, file, bytes)?;
     let body = sealed.body.get().as_bytes();
     let found = Checksum::of(body);
     if found != sealed.xxh3 {
@@ -220,11 +225,11 @@ pub(crate) fn unseal(dir: &Path, bytes: &[u8]) -> Result<Manifest> {
     struct Version {
         format: u32,
     }
-    let version: Version = parse(dir, MANIFEST_FILE, body)?;
+    let version: Version = parse(dir, file, body)?;
     if version.format != FORMAT {
         return Err(Error::NewerFormat { dir: dir.to_path_buf(), found: version.format });
     }
-    parse(dir, MANIFEST_FILE, body)
+    parse(dir, file, body)
 }
 
 /// Parses a JSON text of checkpoint `dir`; anything unexpected in it is corruption.

@@ -52,8 +52,20 @@ pub(crate) enum Word {
     Load(Option<CheckpointId>),
     /// The checkpoint is not what was written.
     Damaged(String),
+    /// The newest snapshot in this host's memory that is worth restoring.
+    Holds(Option<CheckpointId>),
     /// Anything else went wrong.
     Failed(String),
+}
+
+impl Word {
+    /// What is damaged.
+    pub(crate) fn damage(self) -> Option<String> {
+        match self {
+            Word::Damaged(problem) => Some(problem),
+            _ => None,
+        }
+    }
 }
 
 impl Ranks {
@@ -70,6 +82,11 @@ impl Ranks {
     /// This rank.
     pub fn rank(&self) -> Rank {
         self.rank
+    }
+
+    /// How many there are.
+    pub(crate) fn world(&self) -> usize {
+        self.world
     }
 
     /// Whether this is the rank that commits, prunes and quarantines.

@@ -327,7 +327,7 @@ pub(crate) fn read_manifest(disk: &dyn Disk, dir: &Path) -> Result<Manifest> {
     unseal(dir, &read_whole(disk, dir, MANIFEST_FILE)?)
 }
 
-fn read_whole(disk: &dyn Disk, dir: &Path, file: &str) -> Result<Vec<u8>> {
+pub(crate) fn read_whole(disk: &dyn Disk, dir: &Path, file: &str) -> Result<Vec<u8>> {
     let open = open_part(disk, dir, file, Access::Plain)?;
     let read = || {
         let mut bytes = vec![0; open.length()? as usize];

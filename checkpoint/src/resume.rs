@@ -76,7 +76,7 @@ impl Run {
             if let Some(failure) = first_failure(&words) {
                 return loaded.and(Err(failure));
             }
-            match (first_damage(words), loaded) {
+            match (words.into_iter().find_map(Word::damage), loaded) {
                 (None, Ok(value)) => return Ok(Loaded { found: Some((id, value)), quarantined }),
                 (None, Err(e)) => return Err(e),
                 (Some(problem), _) if ranks.leads() => {
@@ -110,12 +110,4 @@ impl Run {
         }
         report
     }
-}
-
-/// What the first rank that met damage says.
-fn first_damage(words: Vec<Word>) -> Option<String> {
-    words.into_iter().find_map(|word| match word {
-        Word::Damaged(problem) => Some(problem),
-        _ => None,
-    })
 }

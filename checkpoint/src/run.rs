@@ -41,6 +41,26 @@ pub struct Meta {
     pub tensors: Vec<TensorEntry>,
 }
 
+impl Meta {
+    /// The manifest of a checkpoint of `world` ranks that is saved now, without its shards.
+    pub(crate) fn manifest(&self, parent: Option<CheckpointId>, world: usize) -> Manifest {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Manifest {
+            format: FORMAT,
+            id: self.id,
+            parent,
+            saved_unix_s: now.as_secs(),
+            digests: self.digests.clone(),
+            fingerprint: self.fingerprint.clone(),
+            validation_loss: self.validation_loss,
+            state: self.state.clone(),
+            world,
+            tensors: self.tensors.clone(),
+            shards: Vec::new(),
+        }
+    }
+}
+
 const CHECKPOINTS: &str = "checkpoints";
 pub(crate) const ATTEMPTS: &str = "attempts";
 pub(crate) const LINEAGE_FILE: &str = "lineage.jsonl";
@@ -93,6 +113,12 @@ impl Run {
         self.checkpoints_dir().join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"))
     }
 
+    /// Where `attempt` puts a snapshot of an earlier attempt together.
+    pub(crate) fn restoring_path(&self, id: CheckpointId, attempt: Attempt) -> PathBuf {
+        let name = format!("{TEMPORARY_PREFIX}{id}{RESTORING_INFIX}{attempt}{TEMPORARY_SUFFIX}");
+        self.checkpoints_dir().join(name)
+    }
+
     /// Every committed checkpoint, by rising step, whatever its attempt. What may be loaded is [`Run::candidates`].
     ///
     /// # Errors
@@ -136,25 +162,16 @@ impl Run {
         let parent = self.check_current(id.attempt)?;
         let mut shards: Vec<_> = reports.iter().map(|report| report.entry.clone()).collect();
         shards.sort_by_key(|shard| shard.rank);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let manifest = Manifest {
-            format: FORMAT,
-            id,
-            parent,
-            saved_unix_s: now.as_secs(),
-            digests: meta.digests.clone(),
-            fingerprint: meta.fingerprint.clone(),
-            validation_loss: meta.validation_loss,
-            state: meta.state.clone(),
-            world: shards.len(),
-            tensors: meta.tensors.clone(),
-            shards,
-        };
-        let temporary = self.temporary_path(id);
-        write_small(self.disk.as_ref(), &temporary.join(MANIFEST_FILE), &seal(&manifest)?)?;
-        self.disk.sync_dir(&temporary).map_err(|e| Error::io("syncing", &temporary, e))?;
-        let target = self.path(id);
-        self.disk.rename_noreplace(&temporary, &target).map_err(|e| match e.kind() {
+        let manifest = Manifest { shards, ..meta.manifest(parent, reports.len()) };
+        self.publish(&manifest, &self.temporary_path(id))
+    }
+
+    /// Makes the checkpoint `manifest` of the folder `unfinished`, whose other files are safe.
+    pub(crate) fn publish(&self, manifest: &Manifest, unfinished: &Path) -> Result<PathBuf> {
+        write_small(self.disk.as_ref(), &unfinished.join(MANIFEST_FILE), &seal(manifest)?)?;
+        self.disk.sync_dir(unfinished).map_err(|e| Error::io("syncing", unfinished, e))?;
+        let target = self.path(manifest.id);
+        self.disk.rename_noreplace(unfinished, &target).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => Error::Exists { path: target.clone() },
             _ => Error::io("renaming to", &target, e),
         })?;
@@ -211,14 +228,16 @@ impl Run {
 
 const TEMPORARY_PREFIX: &str = ".";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+const RESTORING_INFIX: &str = ".restored-by-";
 
 /// The checkpoint whose unfinished folder is called `name`.
 pub(crate) fn parse_temporary(name: &str) -> Option<CheckpointId> {
-    name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX)?.parse().ok()
+    let name = name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX)?;
+    name.split_once(RESTORING_INFIX).map_or(name, |(id, _)| id).parse().ok()
 }
 
 /// Success where the name was there before.
-fn already(result: io::Result<()>) -> io::Result<()> {
+pub(crate) fn already(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
@@ -226,7 +245,7 @@ fn already(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Refuses a checkpoint in which any element of any tensor is missing or stands twice.
-fn check_complete(tensors: &[TensorEntry], reports: &[ShardReport]) -> Result<()> {
+pub(crate) fn check_complete(tensors: &[TensorEntry], reports: &[ShardReport]) -> Result<()> {
     let incomplete = |problem: String| Err(Error::Incomplete { problem });
     let mut ranges: HashMap<(&str, Kind), Vec<(u64, u64)>> = HashMap::new();
     for piece in reports.iter().flat_map(|report| &report.pieces) {

@@ -12,6 +12,7 @@
 use crate::error::Result;
 use crate::format::CheckpointId;
 use crate::ranks::{Ranks, Word, first_failure};
+use crate::replica::Replica;
 use crate::retention::{Pruned, Retention};
 use crate::run::{Meta, Run};
 use crate::shard::{Piece, ShardReport, Transfer};
@@ -49,6 +50,17 @@ pub struct Snapshot {
     pub slots: Arc<[Slot]>,
     /// Their values.
     pub buffers: Buffers,
+    /// Where it goes.
+    pub to: Target,
+}
+
+/// Where a snapshot goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A checkpoint on disk; before that, the memory of the nodes, if the saver has a [`Replica`].
+    Disk,
+    /// Only the memory of the nodes.
+    Memory,
 }
 
 /// What to do when a save is asked for while one is in flight.
@@ -73,6 +85,10 @@ pub struct Saved {
     pub committed: Option<PathBuf>,
     /// What retention removed, or why it could not; the checkpoint itself is safe either way.
     pub pruned: Option<std::result::Result<Pruned, String>>,
+    /// Where it went.
+    pub to: Target,
+    /// Why memory does not hold it; the checkpoint on disk, if it was to have one, is safe either way.
+    pub replica_problem: Option<String>,
 }
 
 /// Writes the snapshots of one rank.
@@ -83,9 +99,16 @@ pub struct Saver {
     state: State,
 }
 
+/// What goes from save to save.
+struct Held {
+    ranks: Ranks,
+    buffers: Buffers,
+    replica: Option<Replica>,
+}
+
 enum State {
-    Idle(Ranks, Buffers),
-    InFlight(JoinHandle<(Result<Saved>, Ranks, Buffers)>),
+    Idle(Held),
+    InFlight(JoinHandle<(Result<Saved>, Held)>),
     /// Only while the state changes hands.
     Changing,
 }
@@ -93,14 +116,24 @@ enum State {
 impl Saver {
     /// A saver for one of `ranks`; `retention` is applied after every commit by the rank that commits.
     pub fn new(run: Run, ranks: Ranks, transfer: Transfer, retention: Option<Retention>) -> Saver {
-        Saver { run, transfer, retention, state: State::Idle(ranks, Vec::new()) }
+        let state = State::Idle(Held { ranks, buffers: Vec::new(), replica: None });
+        Saver { run, transfer, retention, state }
     }
 
     /// Uses these buffers, whose pages are touched already.
     #[must_use]
     pub fn with_buffers(mut self, buffers: Buffers) -> Saver {
-        if let State::Idle(_, held) = &mut self.state {
-            *held = buffers;
+        if let State::Idle(held) = &mut self.state {
+            held.buffers = buffers;
+        }
+        self
+    }
+
+    /// Keeps every snapshot in the memory of the nodes as well; all ranks do, or none.
+    #[must_use]
+    pub fn with_replica(mut self, replica: Replica) -> Saver {
+        if let State::Idle(held) = &mut self.state {
+            held.replica = Some(replica);
         }
         self
     }
@@ -118,7 +151,7 @@ impl Saver {
         }
         let ended = self.wait();
         match &mut self.state {
-            State::Idle(_, buffers) => (Some(std::mem::take(buffers)), ended),
+            State::Idle(held) => (Some(std::mem::take(&mut held.buffers)), ended),
             _ => (None, ended),
         }
     }
@@ -126,10 +159,11 @@ impl Saver {
     /// Begins to write `snapshot`. Returns at once; waits only if a save is still in flight, whose outcome is returned.
     pub fn begin(&mut self, snapshot: Snapshot) -> Option<Result<Saved>> {
         let ended = self.wait();
-        if let State::Idle(ranks, _) = std::mem::replace(&mut self.state, State::Changing) {
+        if let State::Idle(held) = std::mem::replace(&mut self.state, State::Changing) {
             let job = Job {
                 run: self.run.clone(),
-                ranks,
+                ranks: held.ranks,
+                replica: held.replica,
                 transfer: self.transfer,
                 retention: self.retention,
             };
@@ -147,9 +181,9 @@ impl Saver {
     pub fn wait(&mut self) -> Option<Result<Saved>> {
         match std::mem::replace(&mut self.state, State::Changing) {
             State::InFlight(thread) => {
-                let (outcome, ranks, buffers) =
+                let (outcome, held) =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                self.state = State::Idle(ranks, buffers);
+                self.state = State::Idle(held);
                 Some(outcome)
             }
             other => {
@@ -176,17 +210,55 @@ type Ended = (u64, Option<PathBuf>, Option<std::result::Result<Pruned, String>>)
 struct Job {
     run: Run,
     ranks: Ranks,
+    replica: Option<Replica>,
     transfer: Transfer,
     retention: Option<Retention>,
 }
 
 impl Job {
-    fn save(mut self, snapshot: Snapshot) -> (Result<Saved>, Ranks, Buffers) {
+    fn save(mut self, snapshot: Snapshot) -> (Result<Saved>, Held) {
         let outcome = self.try_save(&snapshot);
-        (outcome, self.ranks, snapshot.buffers)
+        let Job { ranks, replica, .. } = self;
+        (outcome, Held { ranks, buffers: snapshot.buffers, replica })
     }
 
     fn try_save(&mut self, snapshot: &Snapshot) -> Result<Saved> {
+        let begun = Instant::now();
+        let replica_problem = self.replicate(snapshot)?;
+        match snapshot.to {
+            Target::Disk => Ok(Saved { replica_problem, ..self.save_to_disk(snapshot)? }),
+            Target::Memory => Ok(Saved {
+                id: snapshot.meta.id,
+                bytes: 4 * snapshot.slots.iter().map(|slot| slot.range.len() as u64).sum::<u64>(),
+                write_time: begun.elapsed(),
+                committed: None,
+                pruned: None,
+                to: Target::Memory,
+                replica_problem,
+            }),
+        }
+    }
+
+    /// Keeps the snapshot in memory, if there is a replica, and forgets older ones when all ranks hold it. Returns what
+    /// went wrong with that; an error only if a peer is gone.
+    fn replicate(&mut self, snapshot: &Snapshot) -> Result<Option<String>> {
+        let (id, rank) = (snapshot.meta.id, self.ranks.rank());
+        let Some(replica) = self.replica.as_mut().filter(|replica| !replica.holds(id)) else {
+            return Ok(None);
+        };
+        let parent = self.run.lineage().and_then(|lineage| lineage.parent_of(id.attempt));
+        let manifest = parent.map(|parent| snapshot.meta.manifest(parent, self.ranks.world()));
+        let kept = replica.keep(manifest, (id, rank), &snapshot.pieces(), self.transfer);
+        let words = self.ranks.exchange(match kept {
+            Ok(()) => Word::Good,
+            Err(e) => Word::Failed(e.to_string()),
+        });
+        let problem = first_failure(&words?).map(|failure| failure.to_string());
+        replica.agreed(id, rank, problem.is_none());
+        Ok(problem)
+    }
+
+    fn save_to_disk(&mut self, snapshot: &Snapshot) -> Result<Saved> {
         let id = snapshot.meta.id;
         let begun = Instant::now();
         let written = self.write(snapshot).map_err(|e| self.run.explain(id.attempt, e));
@@ -213,7 +285,15 @@ impl Job {
         let (bytes, committed, pruned) = ended?;
         match first_failure(&words) {
             Some(failure) => Err(failure),
-            None => Ok(Saved { id, bytes, write_time, committed, pruned }),
+            None => Ok(Saved {
+                id,
+                bytes,
+                write_time,
+                committed,
+                pruned,
+                to: Target::Disk,
+                replica_problem: None,
+            }),
         }
     }
 
@@ -238,16 +318,22 @@ impl Job {
     }
 
     fn write(&self, snapshot: &Snapshot) -> Result<ShardReport> {
-        let pieces: Vec<Piece<'_>> = snapshot
-            .slots
-            .iter()
-            .map(|slot| Piece {
+        let id = snapshot.meta.id;
+        self.run.write_shard(id, self.ranks.rank(), &snapshot.pieces(), self.transfer)
+    }
+}
+
+impl Snapshot {
+    fn pieces(&self) -> Vec<Piece<'_>> {
+        let mut pieces = Vec::with_capacity(self.slots.len());
+        for slot in self.slots.iter() {
+            pieces.push(Piece {
                 tensor: &slot.tensor,
                 kind: slot.kind,
                 start: slot.start,
-                data: &snapshot.buffers[slot.buffer][slot.range.clone()],
-            })
-            .collect();
-        self.run.write_shard(snapshot.meta.id, self.ranks.rank(), &pieces, self.transfer)
+                data: &self.buffers[slot.buffer][slot.range.clone()],
+            });
+        }
+        pieces
     }
 }

@@ -105,7 +105,7 @@ impl Run {
     }
 }
 
-fn write_files(
+pub(crate) fn write_files(
     disk: &dyn Disk,
     dir: &Path,
     (id, rank): (CheckpointId, Rank),

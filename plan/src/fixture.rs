@@ -61,6 +61,7 @@ pub(crate) fn plan() -> TrainPlan {
             keep: 2,
             keep_every_steps: 0,
             keep_best: false,
+            replica_every_steps: 0,
             while_saving: WhileSaving::ByPeriod,
             at_end: true,
         },

@@ -25,6 +25,8 @@ pub struct RankMemory {
     pub activations: u64,
     /// Host copy of this rank's weights and moments, fp32, from the first checkpoint on.
     pub snapshot: u64,
+    /// Snapshots kept in memory for a restart: this rank's and one of another node, two of each while they are replaced.
+    pub replicas: u64,
 }
 
 impl RankMemory {
@@ -37,6 +39,7 @@ impl RankMemory {
             optimizer: 0,
             activations: activations(plan) * if plan.parallel.overlap { 2 } else { 1 },
             snapshot: 0,
+            replicas: 0,
         };
         let expert_ranks = plan.parallel.expert as u64;
         for parameter in &inventory.parameters {
@@ -65,6 +68,9 @@ impl RankMemory {
                 Reduction::Canonical => accumulators(plan) * here,
             };
         }
+        if plan.checkpoint.replica_every_steps > 0 {
+            memory.replicas = 4 * memory.snapshot;
+        }
         memory
     }
 
@@ -76,6 +82,7 @@ impl RankMemory {
             + self.optimizer
             + self.activations
             + self.snapshot
+            + self.replicas
     }
 }
 

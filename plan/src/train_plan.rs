@@ -347,6 +347,9 @@ pub struct CheckpointPlan {
     /// Keep the one with the lowest validation loss as well, among those saved at a step that was evaluated.
     #[serde(default)]
     pub keep_best: bool,
+    /// Keep a snapshot in the memory of this node and of the next one every this many steps; 0 = none.
+    #[serde(default)]
+    pub replica_every_steps: u64,
     /// What becomes of a periodic save that is due while another is being written.
     #[serde(default)]
     pub while_saving: WhileSaving,
@@ -432,7 +435,7 @@ mod tests {
         let plan = crate::fixture::plan();
         let mut value = serde_json::to_value(&plan).unwrap();
         let checkpoint = value["checkpoint"].as_object_mut().unwrap();
-        for key in ["keep_every_steps", "keep_best", "while_saving"] {
+        for key in ["keep_every_steps", "keep_best", "replica_every_steps", "while_saving"] {
             assert!(checkpoint.remove(key).is_some(), "{key}");
         }
         assert_eq!(serde_json::from_value::<TrainPlan>(value).unwrap(), plan);

@@ -295,6 +295,9 @@ section! {
         keep_every_steps: u64 = default("0");
         /// Keep the one with the lowest validation loss as well, among those saved at a step that was evaluated.
         keep_best: bool = default("false");
+        /// Keep a snapshot in the memory of each node and of the one after it every this many steps, and of every
+        /// checkpoint, so that losing a node loses no more steps than that; 0 = none.
+        replica_every_steps: u64 = default("0");
         /// A periodic save that is due while another is being written: `by_period` waits if it is due by steps and is
         /// left out if by time; `wait` and `skip` do the same for both.
         while_saving: WhileSaving = default("\"by_period\"");

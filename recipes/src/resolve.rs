@@ -100,6 +100,7 @@ pub(crate) fn plan(
             keep: recipe.checkpoint.keep,
             keep_every_steps: recipe.checkpoint.keep_every_steps,
             keep_best: recipe.checkpoint.keep_best,
+            replica_every_steps: recipe.checkpoint.replica_every_steps,
             while_saving: recipe.checkpoint.while_saving,
             at_end: recipe.checkpoint.at_end,
         },

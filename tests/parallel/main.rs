@@ -5,3 +5,4 @@
 mod death;
 mod kill;
 mod layouts;
+mod replica;

@@ -27,6 +27,7 @@ pub mod optimizer;
 pub mod parity;
 mod planted;
 pub mod ranks;
+pub mod replicas;
 pub mod sampling;
 pub mod saves;
 pub mod snapshot;

@@ -2,9 +2,9 @@
 
 use crate::build::Rank;
 use crate::link::Link;
-use crate::{machine, snapshot};
+use crate::{machine, replicas, snapshot};
 use anyhow::Result;
-use lampyris_checkpoint::{Manifest, Run};
+use lampyris_checkpoint::{Manifest, Restored, Run};
 use lampyris_plan::{Attempt, Step, TrainPlan};
 use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
 
@@ -22,6 +22,14 @@ pub fn state(
     let what = "reading the checkpoint".to_string();
     link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
     let mut others = rank.ranks.for_checkpoints()?;
+    let memory = match plan.checkpoint.replica_every_steps {
+        0 => None,
+        _ => Some(replicas::host_memory(run.dir())?),
+    };
+    if let Some(memory) = &memory {
+        let restored = run.restore(&mut others, attempt, memory)?;
+        tell(restored, rank, link);
+    }
     let Rank { network, state, .. } = rank;
     let loaded = run.load_latest(&mut others, |reader| {
         snapshot::load(state, &network.inventory, reader)?;
@@ -45,7 +53,28 @@ pub fn state(
     if rank.ranks.is_first() {
         run.record(attempt, parent)?;
     }
-    Ok(rank.ranks.barrier()?)
+    rank.ranks.barrier()?;
+    // What was of use is on disk now, and this attempt is recorded: nothing in memory will be wanted again.
+    if let Some(memory) = memory {
+        memory.clear();
+    }
+    Ok(())
+}
+
+/// Says what memory was good for.
+fn tell(restored: Restored, rank: &Rank, link: &mut Link) {
+    if !rank.ranks.is_first() {
+        return;
+    }
+    for problem in restored.problems {
+        note(link, format!("a snapshot in memory is of no use: {problem}"));
+    }
+    if let Some(id) = restored.id {
+        note(
+            link,
+            format!("restored {id}, newer than any checkpoint, from the memory of the nodes"),
+        );
+    }
 }
 
 fn compare_fingerprints(rank: &Rank, manifest: &Manifest, link: &mut Link) {

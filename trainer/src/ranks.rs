@@ -4,7 +4,8 @@
 use crate::Result;
 use crate::exchange::Exchange;
 use crate::planted::{Bug, planted};
-use lampyris_comm::{Attempt, Communicator, Generation, Membership, Node, Options, Secret};
+use lampyris_checkpoint::Neighbour;
+use lampyris_comm::{Attempt, Communicator, Generation, Group, Membership, Node, Options, Secret};
 use lampyris_hfreduce::{self as hfreduce, HfReduce};
 use lampyris_plan::Mesh;
 use lampyris_plan::inventory;
@@ -43,6 +44,7 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Ranks {
     rank: usize,
+    nodes: usize,
     mesh: Mesh,
     joined: Option<Joined>,
 }
@@ -59,7 +61,7 @@ struct Joined {
 impl Ranks {
     /// A job of one rank.
     pub fn alone() -> Ranks {
-        Ranks { rank: 0, mesh: Mesh::ONE, joined: None }
+        Ranks { rank: 0, nodes: 1, mesh: Mesh::ONE, joined: None }
     }
 
     /// Meets the other ranks of `plan`. Collective.
@@ -107,7 +109,12 @@ impl Ranks {
             }
             _ => None,
         };
-        Ok(Ranks { rank, mesh, joined: Some(Joined { dense, expert, exchange, comm }) })
+        Ok(Ranks {
+            rank,
+            nodes: place.nodes.max(1),
+            mesh,
+            joined: Some(Joined { dense, expert, exchange, comm }),
+        })
     }
 
     /// This rank.
@@ -151,15 +158,57 @@ impl Ranks {
     /// # Errors
     /// The communicator has failed.
     pub fn for_checkpoints(&self) -> Result<lampyris_checkpoint::Ranks> {
-        let Some(joined) = &self.joined else { return Ok(lampyris_checkpoint::Ranks::alone()) };
+        Ok(self.for_saves()?.0)
+    }
+
+    /// The same, and what passing snapshots on to the next node needs; none where there is one node. Both use one group,
+    /// so one thread must use them.
+    ///
+    /// # Errors
+    /// As [`Ranks::for_checkpoints`].
+    pub fn for_saves(&self) -> Result<(lampyris_checkpoint::Ranks, Option<Neighbour>)> {
+        let Some(joined) = &self.joined else {
+            return Ok((lampyris_checkpoint::Ranks::alone(), None));
+        };
         let group = joined.comm.group(joined.comm.world().members())?.with_timeout(SAVE_TIMEOUT);
+        let neighbour = (self.nodes > 1).then(|| self.neighbour(group.clone()));
         let all_gather = move |word: &[u8]| {
             let mut words = vec![0u8; word.len() * group.len()];
             group.all_gather(word, &mut words)?;
             Ok(words)
         };
         let rank = lampyris_plan::Rank(self.rank as u64);
-        Ok(lampyris_checkpoint::Ranks::new(rank, self.mesh.data, Box::new(all_gather)))
+        let ranks = lampyris_checkpoint::Ranks::new(rank, self.mesh.data, Box::new(all_gather));
+        Ok((ranks, neighbour))
+    }
+
+    /// This rank's node.
+    pub fn node(&self) -> usize {
+        self.rank / self.per_node()
+    }
+
+    fn per_node(&self) -> usize {
+        self.mesh.data / self.nodes
+    }
+
+    /// The counterpart of this rank on the previous node; sends go to that on the next one.
+    fn neighbour(&self, group: Group) -> Neighbour {
+        let (world, per_node) = (self.mesh.data, self.per_node());
+        let next = (self.rank + per_node) % world;
+        let previous = (self.rank + world - per_node) % world;
+        let shift = move |send: &[u8], receive: &mut [u8]| {
+            let sending = (!send.is_empty()).then(|| group.start_send(send.to_vec(), next));
+            let sending = sending.transpose()?;
+            if !receive.is_empty() {
+                group.receive(receive, previous)?;
+            }
+            if let Some(sending) = sending {
+                sending.wait()?;
+            }
+            Ok(())
+        };
+        let rank = lampyris_plan::Rank(previous as u64);
+        Neighbour { rank, shift: Box::new(shift) }
     }
 
     /// Sums integers over all ranks.

@@ -3,11 +3,12 @@
 
 use crate::build::Rank;
 use crate::link::Link;
-use crate::{machine, snapshot};
+use crate::{machine, replicas, snapshot};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, CheckpointId, Digests, Meta, Retention, Run, Saved, Saver, Slot, Snapshot, Transfer,
+    Busy, CheckpointId, Digests, HostMemory, Meta, Replica, Retention, Run, Saved, Saver, Slot,
+    Snapshot, Target, Transfer,
 };
 use lampyris_plan::train_plan::{CheckpointPlan, WhileSaving};
 use lampyris_plan::{Attempt, Step, TrainPlan};
@@ -20,10 +21,12 @@ use tch::Device;
 /// What becomes of saves, for the metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SaveEvent {
-    /// The save after `step` is committed everywhere.
+    /// The save after `step` is committed everywhere, or all ranks hold it in memory.
     Saved {
         /// Steps completed.
         step: u64,
+        /// Where it went.
+        to: Target,
         /// Bytes that this rank wrote.
         bytes: u64,
         /// How long training stood still for it, in seconds.
@@ -43,6 +46,8 @@ pub enum SaveEvent {
 /// The saves of one attempt.
 pub struct Saves {
     saver: Saver,
+    /// Of the snapshots that this host keeps in memory.
+    memory: Option<HostMemory>,
     attempt: Attempt,
     policy: CheckpointPlan,
     digests: Digests,
@@ -51,6 +56,8 @@ pub struct Saves {
     slots: Arc<[Slot]>,
     last: Instant,
     last_step: Option<u64>,
+    /// The step whose snapshot was handed over last.
+    writing: Option<u64>,
     /// How long training stood still for the last save.
     stall: Duration,
     /// The save in flight that was named last as the reason to leave one out.
@@ -78,15 +85,22 @@ impl Saves {
             every_steps: plan.checkpoint.keep_every_steps,
             best: plan.checkpoint.keep_best,
         };
-        let ranks = rank.ranks.for_checkpoints()?;
+        let (ranks, neighbour) = rank.ranks.for_saves()?;
         let mut buffers = Vec::new();
-        if plan.checkpoint.every_s > 0 || plan.checkpoint.every_steps > 0 {
+        let policy = &plan.checkpoint;
+        if policy.every_s > 0 || policy.every_steps > 0 || policy.replica_every_steps > 0 {
             // The first touch of memory costs several times what a copy costs: now, and not in the first save.
             snapshot::copy_out(&rank.state, &rank.network.inventory, &mut buffers)?;
         }
-        let saver = Saver::new(run, ranks, Transfer::default(), Some(retention));
+        let memory = (policy.replica_every_steps > 0).then(|| replicas::host_memory(run.dir()));
+        let memory = memory.transpose()?;
+        let mut saver = Saver::new(run, ranks, Transfer::default(), Some(retention));
+        if let Some(memory) = &memory {
+            saver = saver.with_replica(Replica::new(memory.clone(), rank.ranks.node(), neighbour));
+        }
         Ok(Saves {
             saver: saver.with_buffers(buffers),
+            memory,
             attempt,
             policy: plan.checkpoint.clone(),
             digests: Digests { numerics: digests.numerics, plan: digests.plan },
@@ -95,6 +109,7 @@ impl Saves {
             slots: snapshot::slots(&rank.state, &rank.network.inventory, &rank.ranks),
             last: Instant::now(),
             last_step: None,
+            writing: None,
             stall: Duration::ZERO,
             in_the_way: None,
             events: Vec::new(),
@@ -122,8 +137,14 @@ impl Saves {
         self.reap(link)?;
         let step = rank.state.progress.step;
         let by_step = self.policy.every_steps > 0 && step.is_multiple_of(self.policy.every_steps);
-        if at_end && self.policy.at_end || !(by_step || by_time) {
+        let every = self.policy.replica_every_steps;
+        let to_memory = every > 0 && step.is_multiple_of(every);
+        if at_end && self.policy.at_end || !(by_step || by_time || to_memory) {
             return Ok(());
+        }
+        if !(by_step || by_time) {
+            // A wish: it never holds training up.
+            return if busy { Ok(()) } else { self.begin(rank, link, Target::Memory) };
         }
         let left_out = match self.policy.while_saving {
             WhileSaving::Wait => false,
@@ -134,12 +155,12 @@ impl Saves {
             self.leave_out(rank, link);
             return Ok(());
         }
-        self.begin(rank, link, Busy::Wait)
+        self.begin(rank, link, Target::Disk)
     }
 
     /// Says, once for each save that is in the way, that the save of this step is left out.
     fn leave_out(&mut self, rank: &Rank, link: &mut Link) {
-        let Some(saving) = self.last_step.filter(|_| self.in_the_way != self.last_step) else {
+        let Some(saving) = self.writing.filter(|_| self.in_the_way != self.writing) else {
             return;
         };
         self.in_the_way = Some(saving);
@@ -164,7 +185,7 @@ impl Saves {
         if self.last_step != Some(rank.state.progress.step) {
             let what = "saving".to_string();
             link.send(Body::Operation(rank::Operation { what, done: 0, total: 0 }));
-            self.begin(rank, link, Busy::Wait)?;
+            self.begin(rank, link, Target::Disk)?;
         }
         self.drain(link)
     }
@@ -177,6 +198,13 @@ impl Saves {
         }
     }
 
+    /// Frees what memory keeps, when the run has ended or the newest state is on disk.
+    pub fn free_memory(&self) {
+        if let Some(memory) = &self.memory {
+            memory.clear();
+        }
+    }
+
     fn reap(&mut self, link: &mut Link) -> Result<()> {
         match self.saver.poll() {
             Some(outcome) => self.ended(link, outcome),
@@ -184,9 +212,9 @@ impl Saves {
         }
     }
 
-    fn begin(&mut self, rank: &Rank, link: &mut Link, busy: Busy) -> Result<()> {
+    fn begin(&mut self, rank: &Rank, link: &mut Link, to: Target) -> Result<()> {
         let begun = Instant::now();
-        let (buffers, ended) = self.saver.buffers(busy);
+        let (buffers, ended) = self.saver.buffers(Busy::Wait);
         if let Some(outcome) = ended {
             self.ended(link, outcome)?;
         }
@@ -203,12 +231,15 @@ impl Saves {
             tensors: self.tensors.clone(),
         };
         let slots = Arc::clone(&self.slots);
-        if let Some(outcome) = self.saver.begin(Snapshot { meta, slots, buffers }) {
+        if let Some(outcome) = self.saver.begin(Snapshot { meta, slots, buffers, to }) {
             self.ended(link, outcome)?;
         }
-        self.last = Instant::now();
         self.stall = begun.elapsed();
-        self.last_step = Some(step);
+        self.writing = Some(step);
+        if to == Target::Disk {
+            self.last = Instant::now();
+            self.last_step = Some(step);
+        }
         Ok(())
     }
 
@@ -219,9 +250,16 @@ impl Saves {
         outcome: lampyris_checkpoint::Result<Saved>,
     ) -> Result<()> {
         let saved = outcome.context("saving a checkpoint")?;
+        if let Some(problem) = &saved.replica_problem {
+            let text = format!("memory keeps no snapshot of step {}: {problem}", saved.id.step);
+            link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
+        }
         let (step, write_s) = (saved.id.step.0, saved.write_time.as_secs_f64());
         let (bytes, stall_s) = (saved.bytes, self.stall.as_secs_f64());
-        self.events.push(SaveEvent::Saved { step, bytes, stall_s, write_s });
+        self.events.push(SaveEvent::Saved { step, to: saved.to, bytes, stall_s, write_s });
+        if saved.to == Target::Memory {
+            return Ok(());
+        }
         let path = saved.committed.map(|path| path.display().to_string()).unwrap_or_default();
         link.send(Body::Saved(rank::Saved { step, path, bytes, save_s: write_s }));
         Ok(())

@@ -6,6 +6,7 @@ use crate::machine;
 use crate::metrics::Metrics;
 use crate::saves::SaveEvent;
 use crate::state::Progress;
+use lampyris_checkpoint::Target;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::flops::ForwardFlops;
 use serde_json::{Map, Value, json};
@@ -96,9 +97,10 @@ impl StepMetrics {
     /// The disk refuses.
     pub fn save(&mut self, event: &SaveEvent) -> io::Result<()> {
         let (step, key, value) = match *event {
-            SaveEvent::Saved { step, bytes, stall_s, write_s } => {
+            SaveEvent::Saved { step, to, bytes, stall_s, write_s } => {
                 let value = json!({ "bytes": bytes, "stall_s": stall_s, "write_s": write_s });
-                (step, "saved", value)
+                let key = if to == Target::Memory { "saved_in_memory" } else { "saved" };
+                (step, key, value)
             }
             SaveEvent::LeftOut { step, saving } => {
                 (step, "save_left_out", json!({ "saving": saving }))

@@ -412,6 +412,7 @@ impl<'a> Trainer<'a> {
 
     fn suspend(&mut self, stay_stopped: bool) -> Result<End> {
         self.saves.now(&self.rank, self.link)?;
+        self.saves.free_memory();
         self.note_saves()?;
         let step = self.rank.state.progress.step;
         self.link.send(Body::Suspended(rank::Suspended { step, stay_stopped }));
@@ -424,6 +425,7 @@ impl<'a> Trainer<'a> {
             self.saves.now(&self.rank, self.link)?;
         }
         self.saves.drain(self.link)?;
+        self.saves.free_memory();
         self.note_saves()?;
         if let (true, Some(program)) = (self.rank.ranks.is_first(), &self.program) {
             let text = self.measured.beside_plan(self.plan, &self.rank, (program, self.nodes));

@@ -3,8 +3,12 @@
 
 use super::crash_disk::{CrashDisk, Cut, Op};
 use super::fixture::{self, Layout, id, meta, save, write_rank};
+use super::saver::snapshot;
 use lampyris_checkpoint::disk::Disk;
-use lampyris_checkpoint::{CheckpointId, Error, Ranks, Reader, Retention, Run};
+use lampyris_checkpoint::{
+    CheckpointId, Error, HostMemory, Ranks, Reader, Replica, Retention, Run, Saver, Snapshot,
+    Target,
+};
 use lampyris_plan::Attempt;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,12 +37,21 @@ impl Script {
     }
 
     fn attempt(&mut self, parent: Option<CheckpointId>) -> (Run, Attempt) {
+        let (run, attempt) = self.claim();
+        self.record(&run, attempt, parent);
+        (run, attempt)
+    }
+
+    fn claim(&mut self) -> (Run, Attempt) {
         let run = Run::open(Arc::new(self.disk.clone()), Path::new(RUN)).unwrap();
         let attempt = run.claim_next().unwrap();
         self.note(Event::Claimed(attempt));
+        (run, attempt)
+    }
+
+    fn record(&mut self, run: &Run, attempt: Attempt, parent: Option<CheckpointId>) {
         run.record(attempt, parent).unwrap();
         self.note(Event::Recorded(attempt));
-        (run, attempt)
     }
 
     fn save(&mut self, run: &Run, id: CheckpointId) {
@@ -50,7 +63,7 @@ impl Script {
     }
 
     /// Three attempts: the first saves, is cut off inside a save, and wakes up as a zombie; the second takes over, meets a
-    /// damaged checkpoint and a save that fails; the third goes on.
+    /// damaged checkpoint and a save that fails; the third goes on from what memory kept of the second.
     fn play() -> Script {
         let mut script = Script { disk: CrashDisk::new(), events: Vec::new() };
         script.disk.create_dir(Path::new(RUN)).unwrap();
@@ -72,7 +85,19 @@ impl Script {
         write_rank(&run, id(26, second.0), 0, &layout).unwrap();
         run.abandon(id(26, second.0));
 
-        let (run, third) = script.attempt(Some(id(24, second.0)));
+        // What memory kept of the second, which died with less on disk, becomes a checkpoint of the third's.
+        let memory = HostMemory::of_run(Arc::new(CrashDisk::new()), Path::new("/"), run.dir());
+        let in_memory = id(27, second.0);
+        let mut saver = Saver::new(run.clone(), Ranks::alone(), fixture::SMALL, None)
+            .with_replica(Replica::new(memory.clone(), 0, None));
+        let snapshot = snapshot(in_memory, Vec::new(), &Layout::random(27, 1), 0);
+        saver.begin(Snapshot { to: Target::Memory, ..snapshot });
+        assert_eq!(saver.wait().unwrap().unwrap().replica_problem, None);
+        let (run, third) = script.claim();
+        let restored = run.restore(&mut Ranks::alone(), third, &memory).unwrap();
+        assert_eq!(restored.id, Some(in_memory), "{restored:?}");
+        script.note(Event::Committed(in_memory));
+        script.record(&run, third, Some(in_memory));
         for step in [28, 32, 36] {
             script.save(&run, id(step, third.0));
         }

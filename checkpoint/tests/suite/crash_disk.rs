@@ -237,7 +237,10 @@ impl Disk for CrashDisk {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         self.alter(|state| {
             let node = state.tree.find(path)?;
-            Ok(state.tree.folder(node).keys().cloned().collect())
+            match &state.tree.0[node] {
+                Content::Folder(names) => Ok(names.keys().cloned().collect()),
+                Content::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+            }
         })
     }
 

@@ -3,7 +3,7 @@
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::tensors::TensorEntry;
 use lampyris_checkpoint::{
-    Busy, Kind, Ranks, Reader, Request, Run, Saver, Slot, Snapshot, Transfer,
+    Busy, Kind, Ranks, Reader, Request, Run, Saver, Slot, Snapshot, Target, Transfer,
 };
 use std::path::Path;
 use std::process::Command;
@@ -51,7 +51,12 @@ fn process() {
         |tensor| TensorEntry { name: name(tensor), shape: vec![TENSOR], kinds: vec![Kind::Weight] };
     let tensors = (0..TENSORS).map(entry).collect();
     let meta = lampyris_checkpoint::Meta { tensors, ..meta(id(1, attempt.0)) };
-    saver.begin(Snapshot { meta, slots: (0..TENSORS).map(slot).collect(), buffers });
+    saver.begin(Snapshot {
+        meta,
+        slots: (0..TENSORS).map(slot).collect(),
+        buffers,
+        to: Target::Disk,
+    });
     let saved = saver.wait().unwrap().unwrap();
 
     state.iter_mut().for_each(|tensor| tensor.fill(0.0));

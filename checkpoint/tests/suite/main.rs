@@ -14,6 +14,7 @@ mod kill;
 mod large;
 mod peers;
 mod ranks;
+mod replica;
 mod saver;
 mod snapshot;
 

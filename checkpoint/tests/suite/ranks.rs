@@ -14,7 +14,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Barrier, Mutex};
 
 /// `world` ranks that are threads of this process.
-fn ranks(world: usize) -> Vec<Ranks> {
+pub(crate) fn ranks(world: usize) -> Vec<Ranks> {
     let words = Arc::new(Mutex::new(vec![Vec::new(); world]));
     let barrier = Arc::new(Barrier::new(world));
     let one = |rank: usize| {
@@ -32,7 +32,7 @@ fn ranks(world: usize) -> Vec<Ranks> {
 }
 
 /// Does `work` on every rank at once.
-fn together<T: Send>(
+pub(crate) fn together<T: Send>(
     ranks: Vec<Ranks>,
     work: impl Fn(usize, &mut Ranks) -> T + Sync,
 ) -> (Vec<Ranks>, Vec<T>) {

@@ -3,7 +3,7 @@
 use super::fixture::{self, Layout, SMALL, id, meta, new_run, open, values};
 use super::hooked_disk::HookedDisk;
 use lampyris_checkpoint::{
-    Buffers, Busy, CheckpointId, Error, Ranks, Retention, Run, Saver, Slot, Snapshot,
+    Buffers, Busy, CheckpointId, Error, Ranks, Retention, Run, Saver, Slot, Snapshot, Target,
 };
 use std::io;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub(crate) fn snapshot(
     rank: usize,
 ) -> Snapshot {
     let buffers = fill(buffers, layout, rank, id.step.0);
-    Snapshot { meta: meta(id), slots: slots(layout, rank), buffers }
+    Snapshot { meta: meta(id), slots: slots(layout, rank), buffers, to: Target::Disk }
 }
 
 #[test]

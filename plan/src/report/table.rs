@@ -107,6 +107,10 @@ impl Report {
         table.row("activations", &binary(memory.kinds.activations), estimate)?;
         let copy = "host copy for checkpoints, fp32";
         table.row("snapshot", &binary(memory.kinds.snapshot), copy)?;
+        if memory.kinds.replicas > 0 {
+            let what = "own and a neighbour's, twice while replaced";
+            table.row("replicas", &binary(memory.kinds.replicas), what)?;
+        }
         table.row("total", &binary(memory.total), "")?;
         if plan.parallel.data > 1 {
             self.traffic(table)?;

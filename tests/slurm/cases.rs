@@ -54,13 +54,16 @@ pub(crate) fn preempted(cluster: &Cluster) {
     assert_eq!(cluster.field_of(job.number, "Restarts"), "1");
 }
 
-/// Slurm signals up to a minute early, so with one minute and 55 seconds of grace it comes within seconds.
+/// The limit is shortened while the ranks train: Slurm looks at limits twice a minute, and with 55 seconds of grace the next
+/// look is the one that announces it. Sent before the ranks are there, its signal would reach nobody.
 pub(crate) fn time_limit(cluster: &Cluster) {
     std::fs::write(cluster.desk().join("config.toml"), "[cluster.slurm]\ngrace_s = 55\n").unwrap();
-    let job = Job::submit(cluster, "limit", &["--time", "1"]);
+    let job = Job::submit(cluster, "limit", &["--time", "30"]);
     std::fs::remove_file(cluster.desk().join("config.toml")).unwrap();
     job.wait_for_training(1);
-    job.hold_until("SIGUSR2: checkpointing at the next step boundary", || ());
+    job.hold_until("SIGUSR2: checkpointing at the next step boundary", || {
+        cluster.slurm(&format!("scontrol update jobid={} timelimit=1", job.number));
+    });
     cluster.lift_requeue_delay(job.number);
     cluster.slurm(&format!("scontrol update jobid={} timelimit=30", job.number));
     job.finishes_as_undisturbed();

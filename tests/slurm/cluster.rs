@@ -10,6 +10,9 @@ use tempfile::TempDir;
 /// Longest wait for anything, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// Until a delay is lifted again that Slurm has put back.
+const LIFT_PERIOD: Duration = Duration::from_secs(10);
+
 pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
     number: u32,
@@ -124,15 +127,20 @@ impl Cluster {
         found.and_then(|rest| rest.strip_prefix('=')).unwrap_or_default().to_string()
     }
 
-    /// Waits until the job is requeued, and lifts the two minutes that Slurm lets it wait, until it runs again. They are
-    /// there for the end of the attempt before: lifted earlier, its exit code would be taken for the new one's.
+    /// Waits until the job is requeued, and lifts the two minutes that Slurm lets it wait but for three seconds, until it
+    /// runs again. Earlier, the end of the attempt before would be taken for its own, or nodes would still refuse it: they
+    /// revoke credentials by the second.
     pub(crate) fn lift_requeue_delay(&self, job: u64) {
         wait_until("the job is requeued", || self.field_of(job, "Restarts") != "0");
+        let mut lifted: Option<Instant> = None;
         wait_until("the job runs again", || {
             let state = self.state_of(job);
-            if state == "PENDING" && self.slurm("sinfo -h -t completing -o %N").trim().is_empty() {
-                let line = format!("scontrol update jobid={job} starttime=now");
-                self.command("sh").args(["-c", &line]).output().unwrap();
+            let completing = || self.slurm("sinfo -h -t completing -o %N").trim().to_string();
+            let again = lifted.is_none_or(|at| at.elapsed() > LIFT_PERIOD);
+            if again && state == "PENDING" && completing().is_empty() {
+                let line = format!("scontrol update jobid={job} starttime=now+3");
+                let output = self.command("sh").args(["-c", &line]).output().unwrap();
+                lifted = output.status.success().then(Instant::now);
             }
             ["RUNNING", "COMPLETED"].contains(&state.as_str())
         });

@@ -78,7 +78,7 @@ impl Backend for Slurm {
         let text = fs::read_to_string(&script).map_err(|error| CliError::read(&script, error))?;
         let request = control::suspend_path(run.path());
         control::clear_suspend(run.path()).map_err(|error| CliError::write(&request, error))?;
-        Ok(format!("slurm:{}", submission::submit(&run, &text, nodes)?))
+        Ok(format!("{}{}", submission::PREFIX, submission::submit(&run, &text, nodes)?))
     }
 }
 

@@ -63,7 +63,8 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let size = Size { nodes: args.layout.nodes(), devices: 1, shared: false };
     let policy = Policy { lease_ms: LEASE_MS, ..Policy::default() };
     let environment = environment.clone();
-    let code = runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
         let cluster = Cluster::start(&scratch.0, &size, policy, &environment)?;
         let target = ClusterArgs::at(cluster.address()).address_only();
         let (submit, prepared) = (target.clone(), Arc::clone(&prepared));
@@ -91,7 +92,10 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         };
         cluster.stop().await?;
         ended
-    })?;
+    });
+    // After a second Ctrl-C the thread that follows the job still looks for its scheduler.
+    runtime.shutdown_background();
+    let code = code?;
     match code {
         0 => {
             let path = prepared.run.path();

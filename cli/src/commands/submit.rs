@@ -100,11 +100,12 @@ pub(crate) fn follow(scheduler: &Scheduler, job: u64) -> Result<u8, CliError> {
             request,
             async |mut client, request| client.watch_progress(request).await,
             &mut |answer: v1::WatchProgressResponse| {
-                if let Some(job) = answer.job {
-                    view.show(&job, Instant::now());
-                    last = Some(job);
-                }
-                true
+                let Some(job) = answer.job else { return true };
+                view.show(&job, Instant::now());
+                // The stream goes on while a job is suspended; whoever follows does not.
+                let goes_on = matches!(exit_code(&job), Ok(None));
+                last = Some(job);
+                goes_on
             },
         );
         if last.is_some() {

@@ -5,6 +5,7 @@ use crate::history::check;
 use lampyris_tests::repository;
 use lampyris_tests::steady::read;
 use rustix::process::Signal;
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
@@ -104,6 +105,24 @@ fn run_is_a_cluster_for_one_job() {
     let said = desk.run(&["run", &recipe, "--run-dir", "one", "--set", tokens]);
     assert!(said.contains("Trained to step 20, 1,280 tokens"), "{said}");
     check(&desk, "one", 20);
+}
+
+/// Ctrl-C leads to a checkpoint and to an end, without a second one.
+#[test]
+fn run_ends_by_itself_after_ctrl_c() {
+    let desk = Desk::new("20 10");
+    let recipe = repository("recipes/debug_llama.toml").display().to_string();
+    let tokens = "schedule.total_tokens=512000";
+    let words = ["run", &recipe, "--run-dir", "one", "--set", tokens];
+    let run = RefCell::new(desk.spawn("run", desk.command(&words)));
+    let log = |desk: &Desk| std::fs::read_to_string(desk.path("run.log")).ok();
+    desk.wait_for("a step", |desk| Some(log(desk)?.contains("\nstep ")));
+    crate::desk::signal(run.borrow().id(), Signal::INT);
+    desk.wait_for("its end", |_| Some(run.borrow_mut().try_wait().unwrap().is_some()));
+    let code = run.borrow_mut().wait().unwrap().code();
+    assert_eq!(code, Some(86), "{}", desk.logs());
+    assert!(log(&desk).unwrap().contains("stopped; `lampyris resume one` continues"));
+    assert_eq!(read(&desk.path("one")).last().unwrap().what, "suspend");
 }
 
 #[test]

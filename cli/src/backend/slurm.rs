@@ -61,7 +61,12 @@ impl Backend for Slurm {
         let number = handed(&run)?.job;
         let said = self.local.suspend(&run, reason)?;
         match queue::rows(&[number]).map(|mut rows| rows.remove(&number)) {
-            Ok(Some(row)) if row.state == "PENDING" => queue::cancel(number)?,
+            Ok(Some(row)) if row.state == "PENDING" => {
+                queue::cancel(number)?;
+                return Ok(format!(
+                    "job {number} had to wait and is cancelled; `lampyris resume {run}` continues the run"
+                ));
+            }
             Ok(_) => {}
             Err(error) => screen::note(format_args!("cannot ask Slurm for job {number}: {error}")),
         }

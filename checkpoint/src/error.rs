@@ -1,6 +1,7 @@
 //! Everything that can go wrong with a checkpoint or a Hugging Face folder, with the path and what to do about it.
 
 use crate::tensors::Kind;
+use lampyris_plan::inventory::Optimizer;
 use lampyris_plan::{Attempt, Rank};
 use std::io;
 use std::ops::Range;
@@ -136,6 +137,21 @@ pub enum Error {
         kind: Kind,
         /// Elements not found.
         range: Range<u64>,
+    },
+    /// A checkpoint whose moments belong to another optimizer.
+    #[error(
+        "checkpoint {} holds optimizer state of {found} for {tensor}, and the plan updates it by {wanted}: put \
+         optimizer.kind back, or start a new run", dir.display()
+    )]
+    OtherOptimizer {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Hugging Face name of the first such tensor.
+        tensor: String,
+        /// Of the checkpoint.
+        found: Optimizer,
+        /// Of the plan.
+        wanted: Optimizer,
     },
     /// The ranks together did not write every element once; nothing was committed.
     #[error("the checkpoint was not committed: {problem}")]

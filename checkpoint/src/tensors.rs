@@ -3,7 +3,7 @@
 //! bucket and no layout appears in it.
 
 use lampyris_plan::Inventory;
-use lampyris_plan::inventory::Parameter;
+use lampyris_plan::inventory::{Optimizer, Parameter};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use std::ops::Range;
 pub enum Kind {
     /// Master weight.
     Weight,
-    /// First moment of AdamW.
+    /// First moment of AdamW; momentum of Muon.
     ExpAvg,
     /// Second moment of AdamW.
     ExpAvgSq,
@@ -49,15 +49,42 @@ impl TensorEntry {
     pub fn elements(&self) -> u64 {
         self.shape.iter().product::<usize>() as u64
     }
+
+    /// Whose moments are kept of it; none if there are no moments.
+    pub fn optimizer(&self) -> Option<Optimizer> {
+        let has = |kind| self.kinds.contains(&kind);
+        match (has(Kind::ExpAvg), has(Kind::ExpAvgSq)) {
+            (true, true) => Some(Optimizer::AdamW),
+            (true, false) => Some(Optimizer::Muon),
+            (false, _) => None,
+        }
+    }
+}
+
+/// What a training checkpoint keeps of a parameter.
+pub fn kept(parameter: &Parameter) -> &'static [Kind] {
+    match parameter.optimizer {
+        Optimizer::AdamW => &[Kind::Weight, Kind::ExpAvg, Kind::ExpAvgSq],
+        Optimizer::Muon => &[Kind::Weight, Kind::ExpAvg],
+    }
+}
+
+/// Every tensor of a training checkpoint.
+pub fn training_tensors(inventory: &Inventory) -> Vec<TensorEntry> {
+    list(inventory, kept)
 }
 
 /// Every tensor of a model with `kinds` for the trained ones, in order of first use, gate biases last.
 pub fn tensor_list(inventory: &Inventory, kinds: &[Kind]) -> Vec<TensorEntry> {
+    list(inventory, |_| kinds)
+}
+
+fn list<'a>(inventory: &Inventory, kinds: impl Fn(&Parameter) -> &'a [Kind]) -> Vec<TensorEntry> {
     let trained = inventory.parameters.iter().flat_map(|parameter| {
         parameter.parts.iter().map(|part| {
             let mut shape = parameter.shape.clone();
             shape[0] = part.rows;
-            TensorEntry { name: part.hf_name.clone(), shape, kinds: kinds.to_vec() }
+            TensorEntry { name: part.hf_name.clone(), shape, kinds: kinds(parameter).to_vec() }
         })
     });
     let biases = inventory.buffers.iter().map(|buffer| TensorEntry {
@@ -118,6 +145,7 @@ mod tests {
             storage: lampyris_plan::inventory::Storage::Compute,
             init: lampyris_plan::inventory::Init::Ones,
             decay: true,
+            optimizer: Optimizer::AdamW,
             contributions: 1,
         };
         let cut = |range| {

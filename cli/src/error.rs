@@ -102,6 +102,11 @@ pub(crate) enum CliError {
     Running { path: PathBuf },
     #[error("this run was made with other values{}", screen::changes(changes))]
     Changed { changes: Vec<Change> },
+    #[error(
+        "the recipe updates by optimizer.kind = {wanted:?}, and the checkpoints of {} hold the state of {found:?}",
+        .run.display()
+    )]
+    OtherOptimizer { run: PathBuf, found: &'static str, wanted: &'static str },
     #[error("the text of {} is not the text it has read so far", .run.display())]
     OtherText { run: PathBuf },
     #[error("{} has no checkpoint{}", .run.display(), at_step(*step))]
@@ -178,6 +183,9 @@ impl CliError {
                 let keys: Vec<&str> = changes.iter().map(|change| change.key.as_str()).collect();
                 format!("--allow-change {} continues with the new ones", keys.join(","))
             }
+            CliError::OtherOptimizer { found, .. } => {
+                format!("go on with optimizer.kind = {found:?}, or start a new run")
+            }
             CliError::OtherText { .. } => {
                 "put the old files back, or accept the new text with --allow-change data".into()
             }
@@ -239,6 +247,7 @@ impl CliError {
             | CliError::Layout { .. }
             | CliError::Invalid(_)
             | CliError::Changed { .. }
+            | CliError::OtherOptimizer { .. }
             | CliError::OtherText { .. }
             | CliError::Mismatch { .. } => BAD_PLAN,
             CliError::Data(

@@ -1,10 +1,10 @@
 //! Flat buckets: parameters and their gradients live in a few long arrays, so that a reduction, an optimizer pass or a
 //! copy is one operation on one range (HFReduce, Fire-Flyer section IV; Megatron's distributed optimizer).
 //!
-//! One list of buckets per (reduction group, storage type), each in order of **last** gradient contribution in the
-//! backward pass: the bucket that is complete first comes first. Every parameter starts on a 64-byte boundary.
+//! One list of buckets per (reduction group, storage type, optimizer), each in order of **last** gradient contribution in
+//! the backward pass: the bucket that is complete first comes first. Every parameter starts on a 64-byte boundary.
 
-use crate::inventory::{Group, Inventory, ParameterId, Storage};
+use crate::inventory::{Group, Inventory, Optimizer, ParameterId, Storage};
 
 /// Parameters start at multiples of this many elements: 64 bytes of bf16, 128 of fp32.
 pub const ALIGN_ELEMENTS: usize = 32;
@@ -18,6 +18,8 @@ pub struct Bucket {
     pub group: Group,
     /// Storage type of the weights that the forward pass reads.
     pub storage: Storage,
+    /// What updates its parameters.
+    pub optimizer: Optimizer,
     /// Parameters in the order in which they lie.
     pub placements: Vec<Placement>,
     /// Elements, alignment gaps included.
@@ -55,16 +57,19 @@ impl Buckets {
         let limit = (bucket_bytes / 4).max(1);
         let mut buckets: Vec<Bucket> = Vec::new();
         let mut places = vec![(usize::MAX, usize::MAX); inventory.parameters.len()];
-        for (group, storage) in [
-            (Group::Dense, Storage::Compute),
-            (Group::Dense, Storage::Fp32),
-            (Group::Expert, Storage::Compute),
-            (Group::Expert, Storage::Fp32),
+        for (group, storage, optimizer) in [
+            (Group::Dense, Storage::Compute, Optimizer::AdamW),
+            (Group::Dense, Storage::Compute, Optimizer::Muon),
+            (Group::Dense, Storage::Fp32, Optimizer::AdamW),
+            (Group::Expert, Storage::Compute, Optimizer::AdamW),
+            (Group::Expert, Storage::Compute, Optimizer::Muon),
+            (Group::Expert, Storage::Fp32, Optimizer::AdamW),
         ] {
             let mut open: Option<Bucket> = None;
             for id in backward_order(inventory) {
                 let parameter = &inventory.parameters[id];
-                if (parameter.group, parameter.storage) != (group, storage) || !keep(id) {
+                let key = (parameter.group, parameter.storage, parameter.optimizer);
+                if key != (group, storage, optimizer) || !keep(id) {
                     continue;
                 }
                 let elements = parameter.elements();
@@ -75,6 +80,7 @@ impl Buckets {
                     id: buckets.len(),
                     group,
                     storage,
+                    optimizer,
                     placements: Vec::new(),
                     elements: 0,
                 });

@@ -28,14 +28,7 @@ pub(crate) fn plan() -> TrainPlan {
             leaves: 4,
             reduction: Reduction::Canonical,
         },
-        optimizer: OptimizerPlan {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-            nan_guard: true,
-        },
+        optimizer: optimizer(),
         schedule: SchedulePlan {
             total_tokens: 51_200,
             peak_lr: 1e-3,
@@ -73,6 +66,18 @@ pub(crate) fn plan() -> TrainPlan {
             sample_prompt: String::new(),
             sample_tokens: 16,
         },
+    }
+}
+
+fn optimizer() -> OptimizerPlan {
+    OptimizerPlan {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+        nan_guard: true,
+        muon: None,
     }
 }
 

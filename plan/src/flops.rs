@@ -4,6 +4,7 @@
 //!
 //! Training is three times forward; recomputation is not counted, so a utilisation made from it is MFU, not HFU.
 
+use crate::inventory::Parameter;
 use crate::model_spec::{Attention, ModelSpec};
 use serde::Serialize;
 
@@ -74,6 +75,20 @@ impl ForwardFlops {
             _ => self.feed_forward += 6 * hidden * spec.ffn_hidden as u64,
         }
     }
+}
+
+/// Iterations of Newton-Schulz in one Muon update (2502.16982, section 2.1).
+pub const NEWTON_SCHULZ_ITERATIONS: usize = 5;
+
+/// Operations of one Muon update of `parameter` `[out, in]`: of each part, with m and n its shorter and longer side, a
+/// Gram matrix, its square, and the product with the part, 4 m^2 n + 2 m^3 an iteration.
+pub fn newton_schulz(parameter: &Parameter) -> u64 {
+    let columns = parameter.row_elements() as u64;
+    let part = |rows: u64| {
+        let (m, n) = (rows.min(columns), rows.max(columns));
+        NEWTON_SCHULZ_ITERATIONS as u64 * (4 * m * m * n + 2 * m * m * m)
+    };
+    parameter.parts.iter().map(|p| part(p.rows as u64)).sum()
 }
 
 /// Elements of the matrices of one attention layer.

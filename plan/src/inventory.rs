@@ -3,6 +3,8 @@
 //! one matrix product; on disk each part is a tensor of its own.
 
 use crate::model_spec::{Attention, ModelSpec};
+use crate::train_plan::TrainPlan;
+use std::fmt;
 
 /// Index of a parameter in [`Inventory::parameters`].
 pub type ParameterId = usize;
@@ -30,6 +32,8 @@ pub struct Parameter {
     pub init: Init,
     /// Whether weight decay applies.
     pub decay: bool,
+    /// What updates it.
+    pub optimizer: Optimizer,
     /// Gradient contributions per micro-batch (embedding and head have two with MTP).
     pub contributions: usize,
 }
@@ -87,6 +91,34 @@ pub enum Storage {
     Fp32,
 }
 
+/// What updates a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Optimizer {
+    /// Element by element, with two moments.
+    AdamW,
+    /// Matrix by matrix (each part of the parameter for itself), with one moment.
+    Muon,
+}
+
+impl Optimizer {
+    /// fp32 values that it keeps of every element from one step to the next.
+    pub fn moments(self) -> usize {
+        match self {
+            Optimizer::AdamW => 2,
+            Optimizer::Muon => 1,
+        }
+    }
+}
+
+impl fmt::Display for Optimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Optimizer::AdamW => "AdamW",
+            Optimizer::Muon => "Muon",
+        })
+    }
+}
+
 /// Initial values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
@@ -129,9 +161,27 @@ impl Parameter {
 }
 
 impl Inventory {
-    /// The inventory of `spec`.
+    /// The inventory of `spec`, updated by AdamW.
     pub fn new(spec: &ModelSpec) -> Inventory {
         Builder { spec, out: Inventory::default() }.build()
+    }
+
+    /// The inventory of the network that `plan` trains. With Muon the hidden matrices are its; embedding, head, gates and
+    /// norms are AdamW's (2502.16982, section 2.2).
+    pub fn of(plan: &TrainPlan) -> Inventory {
+        let mut inventory = Inventory::new(&plan.model);
+        if plan.optimizer.muon.is_some() {
+            for parameter in &mut inventory.parameters {
+                parameter.optimizer = match parameter.kind {
+                    Kind::Attention
+                    | Kind::FeedForward
+                    | Kind::Expert { .. }
+                    | Kind::MtpProjection => Optimizer::Muon,
+                    Kind::Embedding | Kind::Head | Kind::Norm | Kind::Router => Optimizer::AdamW,
+                };
+            }
+        }
+        inventory
     }
 
     /// Trainable elements, gate biases not counted; `(main model, MTP layers)`.
@@ -356,6 +406,7 @@ impl Builder<'_> {
             storage: Storage::Compute,
             init: Init::Normal(self.spec.init_std),
             decay: true,
+            optimizer: Optimizer::AdamW,
             contributions: 1,
         });
     }
@@ -372,6 +423,7 @@ impl Builder<'_> {
             storage: Storage::Fp32,
             init: Init::Ones,
             decay: false,
+            optimizer: Optimizer::AdamW,
             contributions: 1,
         });
     }

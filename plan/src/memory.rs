@@ -5,12 +5,13 @@
 //! recomputed, of each micro-batch in work. What libtorch allocates for a moment, the logits of one chunk of the loss
 //! among it, is not counted.
 
-use crate::inventory::{Group, Inventory, Storage};
+use crate::inventory::{Group, Inventory, Optimizer, Parameter, Storage};
 use crate::model_spec::{Attention, ModelSpec};
+use crate::shards::muon_work;
 use crate::train_plan::{Compute, Reduction, TrainPlan};
 use serde::Serialize;
 
-/// Bytes on one rank, by kind.
+/// Bytes on one rank, by kind; of Muon's matrices as on the rank that owns most elements of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct RankMemory {
     /// fp32 master weights (of this rank's shard with ZeRO-1).
@@ -19,7 +20,7 @@ pub struct RankMemory {
     pub compute_weights: u64,
     /// fp32 gradient accumulators.
     pub gradients: u64,
-    /// First and second moment, fp32 (of this rank's shard with ZeRO-1).
+    /// First moment, and second where AdamW updates, fp32 (of this rank's shard with ZeRO-1).
     pub optimizer: u64,
     /// One micro-batch, two where the program overlaps them; an estimate.
     pub activations: u64,
@@ -54,11 +55,17 @@ impl RankMemory {
             };
             let shards = if plan.parallel.zero == 0 { 1 } else { replicas };
             let copied = plan.compute == Compute::Bf16 && parameter.storage == Storage::Compute;
+            let moments = parameter.optimizer.moments() as u64;
+            let updated = match parameter.optimizer {
+                Optimizer::AdamW => here.div_ceil(shards),
+                // Counted below: a matrix has one owner.
+                Optimizer::Muon => 0,
+            };
             // A master that the forward pass reads itself is whole on every rank.
-            memory.master_weights += 4 * if copied { here.div_ceil(shards) } else { here };
+            memory.master_weights += 4 * if copied { updated } else { here };
             memory.compute_weights += if copied { 2 * here } else { 0 };
-            memory.optimizer += 8 * here.div_ceil(shards);
-            memory.snapshot += 12 * here.div_ceil(shards);
+            memory.optimizer += 4 * moments * updated;
+            memory.snapshot += 4 * (1 + moments) * updated;
             memory.gradients += 4 * match reduction {
                 Reduction::Fast => here,
                 // Expert gradients keep one set for each of the `expert` source ranks.
@@ -68,6 +75,11 @@ impl RankMemory {
                 Reduction::Canonical => accumulators(plan) * here,
             };
         }
+        let moments = Optimizer::Muon.moments() as u64;
+        let owned = muon_work(plan, inventory).iter().map(|work| work.elements).max().unwrap_or(0);
+        memory.master_weights += if plan.compute == Compute::Bf16 { 4 * owned } else { 0 };
+        memory.optimizer += 4 * moments * owned;
+        memory.snapshot += 4 * (1 + moments) * owned;
         if plan.checkpoint.replica_every_steps > 0 {
             memory.replicas = 4 * memory.snapshot;
         }
@@ -92,11 +104,12 @@ fn accumulators(plan: &TrainPlan) -> u64 {
     u64::from(leaves_per_rank.ilog2()) + 1
 }
 
-/// Bytes of one checkpoint of the whole job: fp32 weights, both moments, gate biases.
+/// Bytes of one checkpoint of the whole job: fp32 weights, moments, gate biases.
 pub fn checkpoint_bytes(inventory: &Inventory) -> u64 {
-    let weights: u64 = inventory.parameters.iter().map(|p| p.elements() as u64).sum();
+    let values = |p: &Parameter| (1 + p.optimizer.moments()) as u64 * p.elements() as u64;
+    let trained: u64 = inventory.parameters.iter().map(values).sum();
     let biases: usize = inventory.buffers.iter().map(|b| b.shape.iter().product::<usize>()).sum();
-    12 * weights + 4 * biases as u64
+    4 * trained + 4 * biases as u64
 }
 
 fn activations(plan: &TrainPlan) -> u64 {

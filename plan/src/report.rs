@@ -3,11 +3,12 @@
 //! [`fmt::Display`]: std::fmt::Display
 
 use crate::digest::Digests;
-use crate::flops::ForwardFlops;
+use crate::flops::{self, ForwardFlops};
 use crate::ids::Step;
-use crate::inventory::{Inventory, Kind};
+use crate::inventory::{Inventory, Kind, Optimizer};
 use crate::lr;
 use crate::memory::{RankMemory, checkpoint_bytes};
+use crate::shards::{MuonWork, muon_work};
 use crate::traffic::Traffic;
 use crate::train_plan::{Reduction, TrainPlan};
 use crate::validate::check_trainable;
@@ -22,6 +23,8 @@ pub struct Report {
     pub parameters: Parameters,
     /// Floating-point operations per token.
     pub flops_per_token: FlopsPerToken,
+    /// Newton-Schulz operations; none with AdamW.
+    pub newton_schulz: Option<NewtonSchulz>,
     /// Length of the run.
     pub run: Run,
     /// Bytes on one rank.
@@ -68,6 +71,15 @@ pub struct FlopsPerToken {
     pub forward_parts: ForwardFlops,
 }
 
+/// What Muon's updates cost beside forward and backward passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NewtonSchulz {
+    /// Operations of one step on all matrices.
+    pub step_flops: u64,
+    /// Those of the rank that has most of them: all without ZeRO.
+    pub busiest_rank_flops: u64,
+}
+
 /// Length of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Run {
@@ -83,7 +95,7 @@ pub struct Run {
     pub micro_batches: u64,
     /// Steps until the warm-up is over.
     pub warmup_steps: u64,
-    /// Operations of the whole run, MTP layers included.
+    /// Operations of the whole run, MTP layers and one Newton-Schulz of each of Muon's matrices a step included.
     pub flops: f64,
 }
 
@@ -109,14 +121,16 @@ impl Report {
 
     /// The figures of `plan` on this many nodes, which divide its ranks.
     pub fn on_nodes(plan: &TrainPlan, nodes: usize) -> Report {
-        let inventory = Inventory::new(&plan.model);
+        let inventory = Inventory::of(plan);
         let memory = |reduction| RankMemory::of(plan, &inventory, reduction);
         let kinds = memory(plan.batch.reduction);
         let flops_per_token = flops_per_token(plan);
+        let newton_schulz = newton_schulz(plan, &inventory);
         Report {
             parameters: parameters(plan, &inventory),
             flops_per_token,
-            run: run(plan, flops_per_token.training_with_mtp),
+            newton_schulz,
+            run: run(plan, flops_per_token.training_with_mtp, newton_schulz),
             memory_per_rank: MemoryPerRank {
                 kinds,
                 total: kinds.total(),
@@ -156,15 +170,27 @@ fn flops_per_token(plan: &TrainPlan) -> FlopsPerToken {
     }
 }
 
-fn run(plan: &TrainPlan, training_flops: u64) -> Run {
+fn newton_schulz(plan: &TrainPlan, inventory: &Inventory) -> Option<NewtonSchulz> {
+    plan.optimizer.muon.as_ref()?;
+    let muon = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
+    let flops = |work: &MuonWork| work.flops;
+    Some(NewtonSchulz {
+        step_flops: muon.map(flops::newton_schulz).sum(),
+        busiest_rank_flops: muon_work(plan, inventory).iter().map(flops).max().unwrap_or(0),
+    })
+}
+
+fn run(plan: &TrainPlan, training_flops: u64, newton_schulz: Option<NewtonSchulz>) -> Run {
+    let updates = newton_schulz.map_or(0.0, |found| found.step_flops as f64);
+    let steps = lr::steps(plan);
     Run {
         tokens: plan.schedule.total_tokens,
-        steps: lr::steps(plan),
+        steps,
         first_step_tokens: lr::tokens_at_step(plan, Step(1)),
         step_tokens: plan.step_tokens(),
         micro_batches: plan.micro_batches() as u64,
         warmup_steps: lr::step_at_tokens(plan, plan.schedule.warmup_tokens).0,
-        flops: plan.schedule.total_tokens as f64 * training_flops as f64,
+        flops: plan.schedule.total_tokens as f64 * training_flops as f64 + steps as f64 * updates,
     }
 }
 

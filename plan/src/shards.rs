@@ -1,16 +1,119 @@
 //! ZeRO-1 shards: which part of a bucket each of its ranks updates (1910.02054, section 5.1).
 //!
-//! Shards are cut where blocks of the gradient norm end, so that every block is squared and summed by one rank, and the
-//! norm has the same bits for any number of ranks.
+//! Shards of AdamW are flat: cut where blocks of the gradient norm end, so that every block is squared and summed by one
+//! rank, and the norm has the same bits for any number of ranks. A matrix of Muon has one owner, because its update needs
+//! all of it; owners are balanced by what their updates cost, over all buckets of a reduction group.
 
-use crate::buckets::Bucket;
+use crate::buckets::{Bucket, Buckets};
+use crate::flops::newton_schulz;
+use crate::inventory::{Group, Inventory, Kind, Optimizer};
+use crate::mesh::Mesh;
+use crate::train_plan::TrainPlan;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Elements of one block of the squared norm, counted from the beginning of each parameter.
 pub const NORM_BLOCK: usize = 4096;
 
-/// One contiguous shard per rank of the bucket's group, as even as the blocks allow; together they are the bucket.
-pub fn shards(bucket: &Bucket, ranks: usize) -> Vec<Range<usize>> {
+/// Of each bucket one contiguous shard per rank of its reduction group, which has `ranks(group)`; together they are the
+/// bucket.
+pub fn shards(
+    inventory: &Inventory,
+    buckets: &Buckets,
+    ranks: impl Fn(Group) -> usize,
+) -> Vec<Vec<Range<usize>>> {
+    let mut loads: BTreeMap<Group, Vec<u64>> = BTreeMap::new();
+    let of_bucket = |bucket: &Bucket| match bucket.optimizer {
+        Optimizer::AdamW => flat(bucket, ranks(bucket.group)),
+        Optimizer::Muon => {
+            let none = || vec![0; ranks(bucket.group)];
+            whole_matrices(inventory, bucket, loads.entry(bucket.group).or_insert_with(none))
+        }
+    };
+    buckets.buckets.iter().map(of_bucket).collect()
+}
+
+/// What a rank updates of the Muon matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MuonWork {
+    /// Elements.
+    pub elements: u64,
+    /// Newton-Schulz operations of one step.
+    pub flops: u64,
+}
+
+/// The Muon matrices of `plan` by owner, or all of them on every rank without ZeRO. Experts count as on the ranks of the
+/// first ones: all have matrices of the same shapes.
+pub fn muon_work(plan: &TrainPlan, inventory: &Inventory) -> Vec<MuonWork> {
+    let mesh = Mesh::new(&plan.parallel);
+    let here = mesh.experts_of(0, inventory.experts());
+    let buckets = Buckets::new(inventory, plan.parallel.bucket_bytes, |id| {
+        let parameter = &inventory.parameters[id];
+        let elsewhere = |kind| matches!(kind, Kind::Expert { expert } if !here.contains(&expert));
+        parameter.optimizer == Optimizer::Muon && !elsewhere(parameter.kind)
+    });
+    let shards = shards(inventory, &buckets, |group| mesh.replicas(group, 0).len());
+    let mut work = vec![MuonWork::default(); mesh.data];
+    for (bucket, shards) in buckets.buckets.iter().zip(shards) {
+        for placement in &bucket.placements {
+            let owner = shards.partition_point(|shard| shard.end <= placement.offset);
+            let flops = newton_schulz(&inventory.parameters[placement.parameter]);
+            for (rank, work) in work.iter_mut().enumerate() {
+                let replica = match bucket.group {
+                    Group::Dense => rank,
+                    Group::Expert => rank / mesh.expert,
+                };
+                if plan.parallel.zero == 0 || replica == owner {
+                    work.elements += placement.elements as u64;
+                    work.flops += flops;
+                }
+            }
+        }
+    }
+    work
+}
+
+/// Shards that are cut where a parameter begins: the ranks in order take consecutive matrices, so that the rank with the
+/// most operations, those of earlier buckets (`loads`) included, has as few as possible. `loads` grows by what each takes.
+fn whole_matrices(inventory: &Inventory, bucket: &Bucket, loads: &mut [u64]) -> Vec<Range<usize>> {
+    let costs: Vec<u64> = bucket
+        .placements
+        .iter()
+        .map(|placement| newton_schulz(&inventory.parameters[placement.parameter]))
+        .collect();
+    // Where each rank's matrices end if every rank takes as many as it can within `limit`.
+    let take = |limit: u64| {
+        let mut next = 0;
+        let ends = loads.iter().map(|&load| {
+            let mut load = load;
+            while next < costs.len() && load + costs[next] <= limit {
+                load += costs[next];
+                next += 1;
+            }
+            next
+        });
+        ends.collect::<Vec<usize>>()
+    };
+    let most = loads.iter().copied().max().unwrap_or(0);
+    let (mut low, mut high) = (most, most + costs.iter().sum::<u64>());
+    while low < high {
+        let limit = low + (high - low) / 2;
+        if take(limit).last() == Some(&costs.len()) { high = limit } else { low = limit + 1 }
+    }
+    let ends = take(low);
+    let offset = |at: usize| bucket.placements.get(at).map_or(bucket.elements, |p| p.offset);
+    let mut first = 0;
+    let mut out = Vec::new();
+    for (load, end) in loads.iter_mut().zip(ends) {
+        *load += costs[first..end].iter().sum::<u64>();
+        out.push(offset(first)..offset(end));
+        first = end;
+    }
+    out
+}
+
+/// Shards as even as the blocks of the norm allow.
+fn flat(bucket: &Bucket, ranks: usize) -> Vec<Range<usize>> {
     let mut cuts = Vec::new();
     for placement in &bucket.placements {
         cuts.extend((placement.offset..placement.offset + placement.elements).step_by(NORM_BLOCK));
@@ -35,13 +138,16 @@ pub fn shards(bucket: &Bucket, ranks: usize) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
     use crate::buckets::Placement;
-    use crate::inventory::{Group, Storage};
+    use crate::fixture;
+    use crate::inventory::Storage;
+    use crate::train_plan::MuonPlan;
 
     fn bucket(sizes: &[usize]) -> Bucket {
         let mut bucket = Bucket {
             id: 0,
             group: Group::Dense,
             storage: Storage::Compute,
+            optimizer: Optimizer::AdamW,
             placements: Vec::new(),
             elements: 0,
         };
@@ -57,7 +163,7 @@ mod tests {
         for sizes in [&[5][..], &[100_000], &[1, 2, 3], &[9000, 33, 64_000, 7], &[4096, 4097]] {
             let bucket = bucket(sizes);
             for ranks in 1..9 {
-                let shards = shards(&bucket, ranks);
+                let shards = flat(&bucket, ranks);
                 assert_eq!(shards.len(), ranks);
                 assert_eq!((shards[0].start, shards[ranks - 1].end), (0, bucket.elements));
                 for pair in shards.windows(2) {
@@ -75,7 +181,73 @@ mod tests {
 
     #[test]
     fn shards_of_a_large_bucket_are_even() {
-        let shards = shards(&bucket(&[1_000_000, 2_000_000]), 4);
+        let shards = flat(&bucket(&[1_000_000, 2_000_000]), 4);
         assert!(shards.iter().all(|s| s.len().abs_diff(750_000) <= NORM_BLOCK), "{shards:?}");
+    }
+
+    fn muon_plan(bucket_bytes: usize) -> TrainPlan {
+        let mut plan = fixture::plan();
+        plan.optimizer.muon = Some(MuonPlan { momentum: 0.95 });
+        (plan.parallel.zero, plan.parallel.bucket_bytes) = (1, bucket_bytes);
+        plan
+    }
+
+    /// Buckets of one matrix, of a few, of all.
+    const BUCKET_BYTES: [usize; 3] = [1, 100_000, 1 << 30];
+
+    #[test]
+    fn muon_shards_tile_their_buckets_and_cut_no_matrix() {
+        for bucket_bytes in BUCKET_BYTES {
+            let plan = muon_plan(bucket_bytes);
+            let inventory = Inventory::of(&plan);
+            let buckets = Buckets::new(&inventory, bucket_bytes, |_| true);
+            for ranks in 1..9 {
+                let all = shards(&inventory, &buckets, |_| ranks);
+                for (bucket, shards) in buckets.buckets.iter().zip(&all) {
+                    assert_eq!(shards.len(), ranks);
+                    assert_eq!((shards[0].start, shards[ranks - 1].end), (0, bucket.elements));
+                    assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
+                    for p in
+                        bucket.placements.iter().filter(|_| bucket.optimizer == Optimizer::Muon)
+                    {
+                        let whole = p.offset..p.offset + p.elements;
+                        let owners = shards.iter().filter(|shard| {
+                            !shard.is_empty()
+                                && shard.start <= whole.start
+                                && whole.end <= shard.end
+                        });
+                        assert_eq!(owners.count(), 1, "{bucket_bytes} {ranks} {whole:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// No rank has more than an equal part and one matrix, however the matrices lie in buckets.
+    #[test]
+    fn muon_owners_are_balanced_over_all_buckets() {
+        for bucket_bytes in BUCKET_BYTES {
+            for (data, expert) in [(2, 1), (4, 1), (8, 1), (4, 2), (8, 4)] {
+                let mut plan = muon_plan(bucket_bytes);
+                (plan.parallel.data, plan.parallel.expert) = (data, expert);
+                let inventory = Inventory::of(&plan);
+                let muon = |group| {
+                    let of_group = move |p: &&crate::Parameter| {
+                        p.group == group && p.optimizer == Optimizer::Muon
+                    };
+                    inventory.parameters.iter().filter(of_group).map(newton_schulz)
+                };
+                let (dense, experts) = (muon(Group::Dense), muon(Group::Expert));
+                let equal =
+                    (dense.clone().sum::<u64>() + experts.clone().sum::<u64>()) / data as u64;
+                let largest = dense.max().unwrap() + experts.max().unwrap();
+                let work = muon_work(&plan, &inventory);
+                let most = work.iter().map(|w| w.flops).max().unwrap();
+                assert!(most <= equal + largest, "{bucket_bytes} {data} {expert}: {work:?}");
+                let elements: u64 = work.iter().map(|w| w.elements).sum();
+                let all = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
+                assert_eq!(elements, all.map(|p| p.elements() as u64).sum::<u64>());
+            }
+        }
     }
 }

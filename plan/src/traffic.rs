@@ -31,7 +31,7 @@ impl Sent {
     }
 }
 
-/// Bytes that one rank sends in a full-size step.
+/// Bytes that one rank sends in a full-size step; of Muon's matrices, which lie unevenly, as if they lay evenly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Traffic {
     /// Rows to experts of other ranks, forward and backward, with their routing weights; experts equally loaded. Rows of

@@ -185,7 +185,7 @@ pub enum Reduction {
     Fast,
 }
 
-/// AdamW with global-norm clipping.
+/// AdamW or Muon, with global-norm clipping.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerPlan {
@@ -201,6 +201,18 @@ pub struct OptimizerPlan {
     pub clip_norm: f64,
     /// Stop with the step and the tensor named if a loss or gradient is not finite.
     pub nan_guard: bool,
+    /// Muon for the hidden matrices; none is AdamW for everything. Plans of runs that know no Muon have no such key, and
+    /// keep their digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonPlan>,
+}
+
+/// Muon on the hidden matrices; all else, and its learning rate and weight decay, are AdamW's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MuonPlan {
+    /// Decay of the momentum.
+    pub momentum: f64,
 }
 
 /// Length of training and learning rate, both in tokens.

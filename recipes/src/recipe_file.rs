@@ -27,7 +27,7 @@ section! {
         tokenizer: Tokenizer = default("{}");
         /// How many sequences make a step.
         batch: Batch = default("{}");
-        /// AdamW.
+        /// AdamW or Muon.
         optimizer: Optimizer = default("{}");
         /// Length of training and learning rate.
         schedule: Schedule = default("{}");
@@ -194,8 +194,14 @@ section! {
         reduction: Reduction = absent("`canonical` where `parallel.data` divides `leaves`, else `fast`");
     }
 
-    /// AdamW with global-norm clipping.
+    /// AdamW or Muon, with global-norm clipping.
     struct Optimizer {
+        /// Optimizer of hidden matrices: attention, feed-forwards, experts, MTP projections. Embedding, head, gates and
+        /// norms are AdamW's in both. `muon` takes learning rate and weight decay as AdamW does, and scales its updates to
+        /// the size of AdamW's (Moonlight's variant).
+        kind: OptimizerKind = default("\"adamw\"");
+        /// Decay of Muon's momentum.
+        momentum: f64 = absent("0.95; muon only");
         /// First-moment decay.
         beta1: f64 = default("0.9");
         /// Second-moment decay.
@@ -363,6 +369,12 @@ pub(crate) enum TokenizerKind {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OptimizerKind {
+    AdamW,
+    Muon,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DecayKind {
     Constant,
     Cosine,
@@ -403,6 +415,7 @@ choice! {
         "bpe" => TokenizerKind::Bpe,
         "file" => TokenizerKind::File,
     }
+    OptimizerKind { "adamw" => OptimizerKind::AdamW, "muon" => OptimizerKind::Muon }
     DecayKind {
         "constant" => DecayKind::Constant,
         "cosine" => DecayKind::Cosine,

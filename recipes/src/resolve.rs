@@ -3,7 +3,9 @@
 use crate::Defaults;
 use crate::error::Problems;
 use crate::read::PathText;
-use crate::recipe_file::{self, DecayKind, RecipeFile, SourceKind, TokenizerKind, Validation};
+use crate::recipe_file::{
+    self, DecayKind, OptimizerKind, RecipeFile, SourceKind, TokenizerKind, Validation,
+};
 use crate::tree::Place;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::train_plan as plan;
@@ -75,14 +77,7 @@ pub(crate) fn plan(
         data: data?,
         tokenizer: tokenizer?,
         batch: batch(&recipe.batch, &recipe.parallel),
-        optimizer: plan::OptimizerPlan {
-            beta1: recipe.optimizer.beta1,
-            beta2: recipe.optimizer.beta2,
-            eps: recipe.optimizer.eps,
-            weight_decay: recipe.optimizer.weight_decay,
-            clip_norm: recipe.optimizer.clip_norm,
-            nan_guard: recipe.optimizer.nan_guard,
-        },
+        optimizer: optimizer(&recipe.optimizer, problems),
         schedule: schedule?,
         parallel: plan::ParallelPlan {
             data: recipe.parallel.data,
@@ -242,6 +237,27 @@ fn batch(batch: &recipe_file::Batch, parallel: &recipe_file::Parallel) -> plan::
         ramp_tokens: batch.ramp_tokens,
         leaves: batch.leaves,
         reduction: batch.reduction.unwrap_or(by_layout),
+    }
+}
+
+fn optimizer(optimizer: &recipe_file::Optimizer, problems: &mut Problems) -> plan::OptimizerPlan {
+    let momentum = optimizer.momentum;
+    let muon = match optimizer.kind {
+        OptimizerKind::AdamW => {
+            let mut only = Only { section: "optimizer", problems };
+            only.not("kind = \"adamw\"", &[("momentum", momentum.is_some())]);
+            None
+        }
+        OptimizerKind::Muon => Some(plan::MuonPlan { momentum: momentum.unwrap_or(0.95) }),
+    };
+    plan::OptimizerPlan {
+        beta1: optimizer.beta1,
+        beta2: optimizer.beta2,
+        eps: optimizer.eps,
+        weight_decay: optimizer.weight_decay,
+        clip_norm: optimizer.clip_norm,
+        nan_guard: optimizer.nan_guard,
+        muon,
     }
 }
 

@@ -99,6 +99,20 @@ fn another_recipe_is_accepted_where_it_changes_no_number_or_the_change_is_named(
     assert!(plan.contains("peak_lr = 0.0005"), "{plan}");
 }
 
+/// Whatever is allowed: the moments in the checkpoint are another optimizer's.
+#[test]
+fn another_optimizer_is_refused() {
+    let desk = Desk::new(FIRST);
+    stopped_run(&desk);
+    let llama = shipped("debug_llama");
+    let muon = ["--recipe", &llama, "--set", "optimizer.kind=muon", "--allow-change", "optimizer"];
+    let refused = resume(&desk, "ready finish", &muon);
+    assert_eq!(refused.code, 78, "{}", refused.stderr);
+    for part in ["optimizer.kind = \"muon\"", "hold the state of \"adamw\"", "or start a new run"] {
+        assert!(refused.stderr.contains(part), "{part:?} in\n{}", refused.stderr);
+    }
+}
+
 #[test]
 fn changed_text_is_refused_unless_the_prepared_text_is_still_there() {
     let desk = Desk::new(FIRST);

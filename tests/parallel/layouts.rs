@@ -1,7 +1,10 @@
 //! The same recipe on other layouts: losses, weights, moments and biases have the bits of the one-rank run.
 
+use lampyris_checkpoint::Kind;
+use lampyris_checkpoint::disk::RealDisk;
 use lampyris_tests::desk::{Desk, signal};
 use rustix::process::Signal;
+use std::sync::Arc;
 
 /// 8 micro-batches in 8 leaves, so that up to 8 ranks can share them; 6 steps, buckets small enough to be many.
 const RECIPE: [&str; 8] = [
@@ -92,12 +95,38 @@ fn experts_bf16() {
     all_equal_one_rank("debug_moe", "bf16", &layouts);
 }
 
-/// 1 -> 4 -> 2 ranks, with experts and optimizer state spread differently each time.
 #[test]
 fn resume_on_other_layouts_goes_on_bit_for_bit() {
+    moved_equals_undisturbed("adamw");
+}
+
+/// A matrix has another owner on each of the layouts, and its momentum moves along.
+#[test]
+fn muon_resumes_on_other_layouts_bit_for_bit() {
+    let desk = moved_equals_undisturbed("muon");
+    let shown = lampyris_checkpoint::report::show(Arc::new(RealDisk), desk.newest("moved").dir());
+    let elements = shown.expect("opens").elements;
+    assert!(elements[&Kind::ExpAvg] == elements[&Kind::Weight], "{elements:?}");
+    assert!(elements[&Kind::ExpAvgSq] < elements[&Kind::Weight] / 2, "{elements:?}");
+    // A plan that somebody has edited since.
+    let plan = desk.path("moved").join("plan.toml");
+    let text = std::fs::read_to_string(&plan).expect("a plan");
+    let edited = text.replace("[optimizer.muon]\nmomentum = 0.95\n", "");
+    assert_ne!(text, edited);
+    std::fs::write(&plan, edited).expect("is written");
+    let ended = desk.run(&["resume", "moved"]);
+    assert_eq!(ended.code, 78, "{}", ended.stderr);
+    assert!(ended.stderr.contains("holds optimizer state of Muon for"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("put optimizer.kind back"), "{}", ended.stderr);
+    assert!(desk.newest("moved").dir().exists(), "nothing is set aside as damaged");
+}
+
+/// 1 -> 4 -> 2 ranks, with experts and optimizer state spread differently each time.
+fn moved_equals_undisturbed(optimizer: &str) -> Desk {
     let desk = Desk::new();
     let mut sets = RECIPE.to_vec();
-    sets.push("schedule.total_tokens=12_288");
+    let optimizer = format!("optimizer.kind={optimizer}");
+    sets.extend([optimizer.as_str(), "schedule.total_tokens=12_288"]);
     let ended = desk.train("debug_moe", "undisturbed", &sets);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
 
@@ -116,4 +145,5 @@ fn resume_on_other_layouts_goes_on_bit_for_bit() {
     assert_eq!(desk.losses("moved"), desk.losses("undisturbed"));
     assert_eq!(desk.losses("moved").len(), 24);
     desk.assert_same_state("moved", "undisturbed");
+    desk
 }

@@ -44,15 +44,18 @@ fn fifty_steps_have_the_recorded_losses() {
 
 #[test]
 fn training_learns_and_the_number_of_threads_changes_no_bit_of_fp32() {
-    let desk = Desk::new();
-    let sets = ["schedule.total_tokens=10_240", "eval.every_steps=0"];
-    for (name, threads) in [("one", "1"), ("two", "2")] {
-        let threads = format!("parallel.threads_per_rank={threads}");
-        let ended = desk.train("debug_llama", name, &[sets[0], sets[1], &threads]);
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
+    for optimizer in ["adamw", "muon"] {
+        let desk = Desk::new();
+        let sets = ["schedule.total_tokens=10_240", "eval.every_steps=0"];
+        let optimizer = format!("optimizer.kind={optimizer}");
+        for (name, threads) in [("one", "1"), ("two", "2")] {
+            let threads = format!("parallel.threads_per_rank={threads}");
+            let ended = desk.train("debug_llama", name, &[sets[0], sets[1], &optimizer, &threads]);
+            assert_eq!(ended.code, 0, "{}", ended.stderr);
+        }
+        let losses = desk.losses("one");
+        assert!(losses[&20] < losses[&1] - 0.5, "{optimizer}: {losses:?}");
+        assert_eq!(losses, desk.losses("two"), "{optimizer}");
+        desk.assert_same_state("one", "two");
     }
-    let losses = desk.losses("one");
-    assert!(losses[&20] < losses[&1] - 0.5, "{losses:?}");
-    assert_eq!(losses, desk.losses("two"));
-    desk.assert_same_state("one", "two");
 }

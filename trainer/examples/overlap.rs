@@ -222,7 +222,7 @@ fn first_steps(
     rank.ranks.barrier()?;
     rank.state.initialize(&rank.network.inventory, plan.seed);
     for array in &mut rank.state.arrays {
-        for moment in [&mut array.exp_avg, &mut array.exp_avg_sq] {
+        for moment in [Some(&mut array.exp_avg), array.exp_avg_sq.as_mut()].into_iter().flatten() {
             let _zeroed = moment.zero_();
         }
     }

@@ -9,10 +9,10 @@ use crate::ranks::Ranks;
 use crate::state::{Layout, State};
 use crate::trace::Clock;
 use lampyris_model::Network;
-use lampyris_plan::ModelSpec;
 use lampyris_plan::buckets::Buckets;
 use lampyris_plan::program::{self, Program, Shape};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan, Reduction, TrainPlan};
+use lampyris_plan::{Inventory, ModelSpec};
 use lampyris_torch::Sink;
 use tch::Device;
 
@@ -48,7 +48,8 @@ impl Rank {
 
     /// One rank of a plan, weights not yet set. Collective.
     pub fn of_plan(plan: &TrainPlan, device: Device, ranks: Ranks) -> Result<Rank> {
-        let network = Network::new(&plan.model, plan.batch.sequence_length, device)?;
+        let mut network = Network::new(&plan.model, plan.batch.sequence_length, device)?;
+        network.inventory = Inventory::of(plan);
         let layout = Layout {
             compute: plan.compute,
             accumulators: plan.leaves_per_rank().ilog2() as usize + 1,

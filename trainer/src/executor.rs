@@ -5,7 +5,7 @@ use crate::exchange::{self, row_padding};
 use crate::in_flight::InFlight;
 use crate::micro::Micro;
 use crate::norm::NormTable;
-use crate::optimizer::{self, GradNorm};
+use crate::optimizer::{self, GradNorm, Update};
 use crate::planted::{Bug, planted};
 use crate::ranks::Ranks;
 use crate::state::State;
@@ -124,7 +124,8 @@ impl Executor<'_> {
                 Instruction::GradNorm => grad_norm = Some(self.grad_norm(&mut tally)?),
                 Instruction::UpdateShard { bucket } => {
                     let scale = grad_norm.map_or(1.0, |g: GradNorm| g.scale);
-                    optimizer::update(self.state, bucket, self.optimizer, input.lr, scale)?;
+                    let update = Update { plan: self.optimizer, lr: input.lr, grad_scale: scale };
+                    update.bucket(self.state, &self.network.inventory, bucket)?;
                 }
                 Instruction::GatherBucket { bucket } => {
                     self.in_flight.gather(self.state, self.ranks, bucket)?;

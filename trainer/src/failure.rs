@@ -76,6 +76,7 @@ fn classify(error: &anyhow::Error) -> (Cause, &'static str, u8) {
             match error {
                 E::OtherRank { .. } => return (Cause::PeerLost, OTHERS, TRY_AGAIN),
                 E::Ranks { .. } => continue, // what came between them is next in the chain
+                E::OtherOptimizer { .. } => return (Cause::BadPlan, "", BAD_PLAN),
                 _ => {}
             }
             let storage =

@@ -22,6 +22,7 @@ pub mod logits;
 pub mod machine;
 pub mod metrics;
 pub mod micro;
+pub mod muon;
 pub mod norm;
 pub mod optimizer;
 pub mod parity;

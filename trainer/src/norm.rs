@@ -27,8 +27,9 @@ impl NormTable {
         let mut lengths = vec![0usize; inventory.parameters.len()];
         for index in 0..mesh.expert {
             let keep = |id: ParameterId| mesh.holds(index, inventory, id);
-            for bucket in &Buckets::new(inventory, bucket_bytes, keep).buckets {
-                let shards = shards(bucket, mesh.replicas(bucket.group, index).len());
+            let buckets = Buckets::new(inventory, bucket_bytes, keep);
+            let all = shards(inventory, &buckets, |group| mesh.replicas(group, index).len());
+            for (bucket, shards) in buckets.buckets.iter().zip(all) {
                 for p in &bucket.placements {
                     let whole = p.offset..p.offset + p.elements;
                     let cut =

@@ -177,6 +177,7 @@ fn no_update() -> OptimizerPlan {
         weight_decay: 0.0,
         clip_norm: 0.0,
         nan_guard: false,
+        muon: None,
     }
 }
 

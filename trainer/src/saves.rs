@@ -5,7 +5,7 @@ use crate::build::Rank;
 use crate::link::Link;
 use crate::{machine, replicas, snapshot};
 use anyhow::{Context, Result};
-use lampyris_checkpoint::tensors::TensorEntry;
+use lampyris_checkpoint::tensors::{TensorEntry, training_tensors};
 use lampyris_checkpoint::{
     Busy, CheckpointId, Digests, HostMemory, Meta, Replica, Retention, Run, Saved, Saver, Slot,
     Snapshot, Target, Transfer,
@@ -105,7 +105,7 @@ impl Saves {
             policy: plan.checkpoint.clone(),
             digests: Digests { numerics: digests.numerics, plan: digests.plan },
             fingerprint: machine::fingerprint(device),
-            tensors: snapshot::tensors(&rank.network.inventory),
+            tensors: training_tensors(&rank.network.inventory),
             slots: snapshot::slots(&rank.state, &rank.network.inventory, &rank.ranks),
             last: Instant::now(),
             last_step: None,

@@ -1,29 +1,28 @@
 //! Between a rank's buckets and checkpoints in global coordinates.
 
 use crate::ranks::Ranks;
-use crate::state::{Progress, State, intersection};
+use crate::state::{BucketState, Progress, State, intersection};
 use anyhow::{Context, Result};
-use lampyris_checkpoint::tensors::{TensorEntry, split, tensor_list};
-use lampyris_checkpoint::{Buffers, Kind, Reader, Request, Slot, Transfer};
+use lampyris_checkpoint::tensors::{kept, split};
+use lampyris_checkpoint::{Buffers, Error, Kind, Reader, Request, Slot, Transfer};
+use lampyris_plan::inventory::Optimizer;
 use lampyris_plan::{Inventory, Parameter};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::Tensor;
 
-/// Kinds kept of every trained tensor.
-const KINDS: [Kind; 3] = [Kind::Weight, Kind::ExpAvg, Kind::ExpAvgSq];
-
-/// Every tensor of a training checkpoint.
-pub fn tensors(inventory: &Inventory) -> Vec<TensorEntry> {
-    tensor_list(inventory, &KINDS)
+/// The arrays of a bucket's owned elements that checkpoints keep, in the order of [`kept`].
+fn arrays(bucket: &BucketState) -> impl Iterator<Item = &Tensor> {
+    [&bucket.master, &bucket.exp_avg].into_iter().chain(&bucket.exp_avg_sq)
 }
 
-/// Where each piece of this rank lies in the buffers that [`copy_out`] fills: three buffers per bucket, each of this
-/// rank's shard, then, on the first rank, one per gate.
+/// Where each piece of this rank lies in the buffers that [`copy_out`] fills: of each bucket those of [`arrays`], each of
+/// this rank's shard, then, on the first rank, one per gate.
 pub fn slots(state: &State, inventory: &Inventory, ranks: &Ranks) -> Arc<[Slot]> {
     let mut slots = Vec::new();
+    let mut first = 0;
     for (bucket, array) in state.buckets.buckets.iter().zip(&state.arrays) {
         let shard = array.shard();
         for placement in &bucket.placements {
@@ -34,27 +33,27 @@ pub fn slots(state: &State, inventory: &Inventory, ranks: &Ranks) -> Arc<[Slot]>
                 continue;
             }
             let within = part.start - placement.offset..part.end - placement.offset;
-            for (k, &kind) in KINDS.iter().enumerate() {
+            for (k, &kind) in kept(parameter).iter().enumerate() {
                 for range in split(parameter, within.clone()) {
                     let start = placement.offset + range.within.start - shard.start;
                     slots.push(Slot {
                         tensor: range.tensor.to_string(),
                         kind,
                         start: range.start,
-                        buffer: bucket.id * KINDS.len() + k,
+                        buffer: first + k,
                         range: start..start + range.within.len(),
                     });
                 }
             }
         }
+        first += arrays(array).count();
     }
-    let gates = state.buckets.buckets.len() * KINDS.len();
     let buffers = inventory.buffers.iter().enumerate().filter(|_| ranks.is_first());
     slots.extend(buffers.map(|(i, buffer)| Slot {
         tensor: buffer.hf_name.clone(),
         kind: Kind::GateBias,
         start: 0,
-        buffer: gates + i,
+        buffer: first + i,
         range: 0..buffer.shape[0],
     }));
     slots.into()
@@ -62,10 +61,10 @@ pub fn slots(state: &State, inventory: &Inventory, ranks: &Ranks) -> Arc<[Slot]>
 
 /// Copies this rank's shards into `buffers`; their memory is used again.
 pub fn copy_out(state: &State, inventory: &Inventory, buffers: &mut Buffers) -> Result<()> {
-    let shards = state.arrays.iter().flat_map(|array| {
-        [&array.master, &array.exp_avg, &array.exp_avg_sq]
-            .map(|owned| array.of_owned(owned, &array.shard()))
-    });
+    let shards = state
+        .arrays
+        .iter()
+        .flat_map(|array| arrays(array).map(|owned| array.of_owned(owned, &array.shard())));
     let shards: Vec<Tensor> = shards.collect();
     buffers.resize_with(shards.len() + inventory.buffers.len(), Vec::new);
     let (values, biases) = buffers.split_at_mut(shards.len());
@@ -116,6 +115,27 @@ struct Wanted<'a> {
     values: Vec<f32>,
 }
 
+/// Refuses a checkpoint whose moments another optimizer left.
+fn check_optimizer(inventory: &Inventory, reader: &Reader) -> lampyris_checkpoint::Result<()> {
+    let saved: HashMap<&str, Optimizer> = reader
+        .manifest()
+        .tensors
+        .iter()
+        .filter_map(|entry| Some((entry.name.as_str(), entry.optimizer()?)))
+        .collect();
+    for parameter in &inventory.parameters {
+        let (tensor, wanted) = (&parameter.parts[0].hf_name, parameter.optimizer);
+        match saved.get(tensor.as_str()) {
+            Some(&found) if found != wanted => {
+                let (dir, tensor) = (reader.dir().to_path_buf(), tensor.clone());
+                return Err(Error::OtherOptimizer { dir, tensor, found, wanted });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Fills the state from a checkpoint, whatever layout wrote it: all weights of the parameters that this rank holds, and
 /// the moments that it owns. All ranges are asked for at once: each chunk of the checkpoint is then read once.
 pub fn load(
@@ -123,12 +143,13 @@ pub fn load(
     inventory: &Inventory,
     reader: &Reader,
 ) -> lampyris_checkpoint::Result<()> {
+    check_optimizer(inventory, reader)?;
     let mut wanted: Vec<Wanted<'_>> = Vec::new();
     for parameter in state.held(inventory) {
         let (bucket, placement) = state.buckets.place(parameter.id);
         let whole = placement.offset..placement.offset + placement.elements;
         let owned = intersection(&whole, &state.arrays[bucket].owned);
-        for kind in KINDS {
+        for &kind in kept(parameter) {
             let part = if kind == Kind::Weight { &whole } else { &owned };
             if !part.is_empty() {
                 let within = part.start - whole.start..part.end - whole.start;
@@ -151,14 +172,15 @@ pub fn load(
         let (bucket, placement) = state.buckets.place(parameter.id);
         let array = &state.arrays[bucket];
         let moments = match kind {
-            Kind::ExpAvg => &array.exp_avg,
-            Kind::ExpAvgSq => &array.exp_avg_sq,
+            Kind::ExpAvg => Some(&array.exp_avg),
+            Kind::ExpAvgSq => array.exp_avg_sq.as_ref(),
             Kind::Weight | Kind::GateBias => {
                 state.set_weights(parameter, values);
                 continue;
             }
         };
         let owned = placement.offset + within.start..placement.offset + within.end;
+        let moments = moments.expect("asked for what the bucket has");
         array.of_owned(moments, &owned).copy_(&Tensor::from_slice(values));
     }
     for buffer in &inventory.buffers {

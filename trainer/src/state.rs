@@ -7,7 +7,7 @@ use crate::gradients::Gradients;
 use crate::init;
 use lampyris_model::Weights;
 use lampyris_plan::buckets::{Bucket, Buckets};
-use lampyris_plan::inventory::{Inventory, Parameter, Storage};
+use lampyris_plan::inventory::{Inventory, Optimizer, Parameter, Storage};
 use lampyris_plan::shards::shards;
 use lampyris_plan::train_plan::Compute;
 use lampyris_torch::dim;
@@ -29,8 +29,8 @@ pub struct BucketState {
     pub master: Tensor,
     /// First moments of the owned elements, fp32.
     pub exp_avg: Tensor,
-    /// Second moments of the owned elements, fp32.
-    pub exp_avg_sq: Tensor,
+    /// Second moments of the owned elements, fp32; none where Muon updates.
+    pub exp_avg_sq: Option<Tensor>,
     /// Runs of owned elements that share weight decay: (elements of the bucket, decays).
     pub runs: Vec<(Range<usize>, bool)>,
 }
@@ -99,7 +99,10 @@ impl State {
         layout: &Layout,
         memory: Memory<'_>,
     ) -> Result<State> {
-        let arrays = buckets.buckets.iter().map(|b| bucket_state(inventory, b, layout, memory));
+        let shards = shards(inventory, &buckets, |group| memory.ranks.replica(group).0);
+        let of_buckets = buckets.buckets.iter().zip(shards);
+        let arrays =
+            of_buckets.map(|(b, shards)| bucket_state(inventory, (b, shards), layout, memory));
         let arrays = arrays.collect::<Result<Vec<BucketState>>>()?;
         let views = inventory.parameters.iter().map(|p| match buckets.find(p.id) {
             Some((bucket, placement)) => view(&arrays[bucket].weights.tensor, placement.offset, p),
@@ -160,12 +163,11 @@ pub(crate) fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 
 fn bucket_state(
     inventory: &Inventory,
-    bucket: &Bucket,
+    (bucket, shards): (&Bucket, Vec<Range<usize>>),
     layout: &Layout,
     memory: Memory<'_>,
 ) -> Result<BucketState> {
-    let (replicas, replica) = memory.ranks.replica(bucket.group);
-    let shards = shards(bucket, replicas);
+    let (_, replica) = memory.ranks.replica(bucket.group);
     let owned = if layout.sharded { shards[replica].clone() } else { 0..bucket.elements };
     let copied = bucket.storage == Storage::Compute && layout.compute == Compute::Bf16;
     let float = || memory.private(owned.len(), Kind::Float);
@@ -191,7 +193,8 @@ fn bucket_state(
             _ => runs.push((part, decays)),
         }
     }
-    let (exp_avg, exp_avg_sq) = (float(), float());
+    let exp_avg = float();
+    let exp_avg_sq = (bucket.optimizer == Optimizer::AdamW).then(float);
     Ok(BucketState { weights, shards, replica, owned, master, exp_avg, exp_avg_sq, runs })
 }
 

@@ -12,10 +12,10 @@ use crate::run_dir::RunDir;
 use crate::screen;
 use jiff::Zoned;
 use lampyris_checkpoint::hf::{Folder, Import};
-use lampyris_checkpoint::tensors::{split, tensor_list};
+use lampyris_checkpoint::tensors::{kept, split, training_tensors};
 use lampyris_checkpoint::{CheckpointId, Digests, Kind, Meta, Piece, Run, Transfer};
 use lampyris_plan::validate::{check_trainable, validate};
-use lampyris_plan::{Rank, Step, TrainPlan, digest};
+use lampyris_plan::{Inventory, Rank, Step, TrainPlan, digest};
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -72,11 +72,11 @@ fn take_sizes(plan: &mut TrainPlan, import: &Import) {
 
 /// Commits step 0 of attempt 1.
 fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliError> {
-    let kinds = [Kind::Weight, Kind::ExpAvg, Kind::ExpAvgSq];
     let attempt = run.claim_next()?;
     run.record(attempt, None)?;
     let id = CheckpointId { step: Step(0), attempt };
-    let inventory = &import.inventory;
+    // The folder's parameters, with what the recipe updates them by.
+    let inventory = &Inventory::of(plan);
     let mut weights = Vec::with_capacity(inventory.parameters.len());
     for parameter in &inventory.parameters {
         let mut values = vec![0.0; parameter.elements()];
@@ -97,9 +97,11 @@ fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliEr
             let tensor = part.tensor;
             let start = part.start;
             let zeros = &zeros[..part.within.len()];
-            pieces.push(Piece { tensor, kind: Kind::Weight, start, data: &values[part.within] });
-            pieces.push(Piece { tensor, kind: Kind::ExpAvg, start, data: zeros });
-            pieces.push(Piece { tensor, kind: Kind::ExpAvgSq, start, data: zeros });
+            let values = &values[part.within];
+            pieces.extend(kept(parameter).iter().map(|&kind| {
+                let data = if kind == Kind::Weight { values } else { zeros };
+                Piece { tensor, kind, start, data }
+            }));
         }
     }
     for (buffer, data) in inventory.buffers.iter().zip(&biases) {
@@ -114,7 +116,7 @@ fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliEr
         validation_loss: None,
         // The trainer's progress, before anything is consumed.
         state: ["step", "samples", "tokens"].map(|key| (key.to_string(), 0.into())).into(),
-        tensors: tensor_list(inventory, &kinds),
+        tensors: training_tensors(inventory),
     };
     Ok(run.commit(&meta, &[report])?)
 }

@@ -75,6 +75,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     check_trainable(&plan)?;
     let layout = args.layout(&run, &plan)?;
     let changed = changes(&before, &plan);
+    refuse_other_optimizer(&run, &before, &plan)?;
     args.refuse(&changed)?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
     let dataset = args.dataset(&run, &plan, &changed)?;
@@ -192,6 +193,20 @@ impl Args {
         }
         Ok(dataset)
     }
+}
+
+/// Moments of one optimizer are of no use to another.
+fn refuse_other_optimizer(
+    run: &RunDir,
+    before: &TrainPlan,
+    after: &TrainPlan,
+) -> Result<(), CliError> {
+    let kind = |plan: &TrainPlan| if plan.optimizer.muon.is_some() { "muon" } else { "adamw" };
+    let (found, wanted) = (kind(before), kind(after));
+    if found == wanted || run.checkpoints()?.candidates()?.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::OtherOptimizer { run: run.path().to_path_buf(), found, wanted })
 }
 
 /// Whether a key of the plan says which tokens are read.

@@ -182,7 +182,7 @@ impl Prepared {
     }
 
     fn run_spec(&self) -> Result<v1::RunSpec, CliError> {
-        let inventory = Inventory::new(&self.plan.model);
+        let inventory = Inventory::of(&self.plan);
         let rank = RankMemory::of(&self.plan, &inventory, self.plan.batch.reduction);
         let ranks = self.layout.ranks_per_node as u64;
         Ok(v1::RunSpec {

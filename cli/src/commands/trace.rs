@@ -45,7 +45,7 @@ pub(crate) fn run(command: Command) -> Result<u8, CliError> {
 
 /// The critical path of the rank's program, with the times of its trace.
 fn bound(plan: &TrainPlan, trace: &RankTrace) -> Bound {
-    let (graph, inventory) = (Graph::new(&plan.model), Inventory::new(&plan.model));
+    let (graph, inventory) = (Graph::new(&plan.model), Inventory::of(plan));
     let mesh = Mesh::new(&plan.parallel);
     let index = mesh.expert_index(trace.rank);
     let bytes = plan.parallel.bucket_bytes;

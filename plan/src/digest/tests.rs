@@ -20,6 +20,7 @@ fn plans_with_every_key() -> Vec<TrainPlan> {
         Source::CargoSources { manifest: "/Cargo.toml".to_string() },
     ];
     full.data.max_bytes = Some(1);
+    full.optimizer.muon = Some(MuonPlan { momentum: 0.95 });
     full.schedule.mtp_loss_steps = vec![MtpLossStep { from_tokens: 1, weight: 0.1 }];
     full.schedule.bias_update_until_tokens = Some(1);
     let mut plans = vec![full.clone()];

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture;
+use crate::train_plan::MuonPlan;
 
 fn memory(plan: &TrainPlan, reduction: Reduction) -> RankMemory {
     RankMemory::of(plan, &Inventory::new(&plan.model), reduction)
@@ -48,6 +49,30 @@ fn four_ranks_share_experts_and_optimizer() {
     // Dense shards over 4 ranks, experts over the 2 that hold the same experts.
     assert_eq!(found.optimizer, 8 * (dense / 4) + 8 * (experts / 4));
     assert_eq!(found.snapshot, 12 * (dense / 4) + 12 * (experts / 4));
+}
+
+/// One moment of Muon's matrices in place of two, and those of one rank at least as many as an equal part.
+#[test]
+fn muon_keeps_one_moment() {
+    let mut plan = fixture::plan();
+    let adamw = memory(&plan, Reduction::Canonical);
+    plan.optimizer.muon = Some(MuonPlan { momentum: 0.95 });
+    let inventory = Inventory::of(&plan);
+    let of = |plan: &TrainPlan| RankMemory::of(plan, &inventory, Reduction::Canonical);
+    let muon = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
+    let matrices: u64 = muon.map(|p| p.elements() as u64).sum();
+    assert!(matrices > elements(&plan, |_| true) / 2);
+    let alone = of(&plan);
+    assert_eq!(alone.optimizer, adamw.optimizer - 4 * matrices);
+    assert_eq!(alone.snapshot, adamw.snapshot - 4 * matrices);
+    assert_eq!((alone.master_weights, alone.gradients), (adamw.master_weights, adamw.gradients));
+    let checkpoint = |inventory| checkpoint_bytes(inventory);
+    assert_eq!(checkpoint(&inventory), checkpoint(&Inventory::new(&plan.model)) - 4 * matrices);
+    (plan.parallel.data, plan.parallel.expert) = (4, 2);
+    let whole = of(&plan).optimizer;
+    plan.parallel.zero = 1;
+    let sharded = of(&plan).optimizer;
+    assert!(sharded >= whole / 4 && sharded < whole / 2, "{sharded} of {whole}");
 }
 
 #[test]

@@ -77,6 +77,15 @@ impl Report {
         };
         let micro = format!("{}, {leaves}", sequences(batch.micro_batch));
         table.row("micro-batches per step", &grouped(run.micro_batches), &micro)?;
+        if let Some(muon) = self.newton_schulz {
+            let training = (run.step_tokens * self.flops_per_token.training_with_mtp) as f64;
+            let share = |flops: u64, of: f64| format!("{:.1} %", 100.0 * flops as f64 / of);
+            let all = share(muon.step_flops, training);
+            let busiest = share(muon.busiest_rank_flops, muon.step_flops as f64);
+            let remark = format!("{all} of training; busiest rank {busiest} of it");
+            let flops = decimal(muon.step_flops as f64, "FLOP");
+            table.row("Newton-Schulz per step", &flops, &remark)?;
+        }
         table.row("whole run", &decimal(run.flops, "FLOP"), "")
     }
 
@@ -99,7 +108,11 @@ impl Report {
             Reduction::Fast => format!("fast; {} if canonical", binary(canonical)),
         };
         table.row("gradients", &binary(memory.kinds.gradients), &other)?;
-        table.row("optimizer", &binary(memory.kinds.optimizer), "two moments, fp32")?;
+        let moments = match plan.optimizer.muon {
+            None => "two moments, fp32",
+            Some(_) => "two moments, one of Muon's matrices, fp32",
+        };
+        table.row("optimizer", &binary(memory.kinds.optimizer), moments)?;
         let estimate = match plan.parallel.overlap {
             true => "two micro-batches, overlapped; an estimate",
             false => "one micro-batch; an estimate",

@@ -27,6 +27,10 @@ fn optimizer(optimizer: &OptimizerPlan, rules: &mut Rules) {
     rules.above_zero("optimizer.eps", optimizer.eps);
     rules.not_negative("optimizer.weight_decay", optimizer.weight_decay);
     rules.not_negative("optimizer.clip_norm", optimizer.clip_norm);
+    if let Some(muon) = &optimizer.muon {
+        let decays = (0.0..1.0).contains(&muon.momentum);
+        rules.within("optimizer.momentum", muon.momentum, decays, "at least 0 and below 1");
+    }
 }
 
 fn parallel(plan: &TrainPlan, rules: &mut Rules) {

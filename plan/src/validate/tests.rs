@@ -103,6 +103,13 @@ fn a_rule_per_key() {
 }
 
 #[test]
+fn momentum_decays() {
+    let muon = |momentum| broken(|p| p.optimizer.muon = Some(MuonPlan { momentum }));
+    assert_eq!(muon(0.0), [""; 0]);
+    assert_eq!(muon(1.0), ["optimizer.momentum"]);
+}
+
+#[test]
 fn attention_rules() {
     let gqa = |heads, kv_heads, head_dim| {
         broken(|p| p.model.attention = Attention::Gqa { heads, kv_heads, head_dim })

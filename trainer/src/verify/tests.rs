@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::planted::{Bug, plant};
-use lampyris_plan::train_plan::Compute;
+use lampyris_plan::train_plan::{Compute, MuonPlan};
 
 /// A V3-style network with MTP, or a dense one, small as it is; eight micro-batches, four leaves.
 fn plan(moe: bool, compute: Compute) -> TrainPlan {
@@ -79,6 +79,23 @@ fn every_layout_has_the_bits_of_one_rank() {
             all.dedup();
             assert_equal(&plan(moe, compute), &all);
         }
+    }
+}
+
+/// Matrices have one owner each (zero 1) or are updated everywhere (zero 0); experts, MTP and stacked parameters among
+/// them.
+#[test]
+fn muon_has_the_bits_of_one_rank() {
+    let layouts = [
+        layout(2, 1, 0, false, 1),
+        layout(2, 2, 1, true, 2),
+        layout(4, 1, 1, true, 1),
+        layout(4, 2, 1, false, 2),
+    ];
+    for compute in [Compute::Fp32, Compute::Bf16] {
+        let mut plan = plan(true, compute);
+        plan.optimizer.muon = Some(MuonPlan { momentum: 0.95 });
+        assert_equal(&plan, if compute == Compute::Fp32 { &layouts } else { &layouts[3..] });
     }
 }
 

@@ -221,12 +221,14 @@ fn pieces(rank: &Rank) -> Result<Vec<Piece>> {
                 continue;
             }
             add(What::Gradient, &owned, part(gradient, &owned))?;
-            for (what, values) in [
-                (What::Master, &array.master),
-                (What::ExpAvg, &array.exp_avg),
-                (What::ExpAvgSq, &array.exp_avg_sq),
-            ] {
-                add(what, &owned, array.of_owned(values, &owned))?;
+            let moments = [Some(&array.exp_avg), array.exp_avg_sq.as_ref()];
+            let held = [What::Master, What::ExpAvg, What::ExpAvgSq]
+                .into_iter()
+                .zip([Some(&array.master)].into_iter().chain(moments));
+            for (what, values) in held {
+                if let Some(values) = values {
+                    add(what, &owned, array.of_owned(values, &owned))?;
+                }
             }
         }
     }

@@ -1,101 +1,18 @@
 // The row kernels of kernels.h. Compiled once per instruction set with KERNEL_ISA naming the namespace. No ATen and no
 // standard library here: an inline function emitted by one of these builds must never be linked into another.
-#include "kernels.h"
+#include "lanes.h"
 
 namespace lampyris {
 namespace KERNEL_ISA {
 namespace {
 
-constexpr int64_t kLanes = 16;
-
-inline float load(float x) { return x; }
-inline float load(bf16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
-  float out;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
-}
-
-template <typename T>
-inline T store(float x);
-template <>
-inline float store<float>(float x) {
-  return x;
-}
-template <>
-inline bf16 store<bf16>(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return bf16{uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
-}
-
-// exp(x) = 2^n p(r), r = x - n ln 2, p of degree 6 (the Cephes expf coefficients): about 1 ulp. NaN stays NaN.
-inline float exp_approx(float x) {
-  float clamped = x < -87.0f ? -87.0f : x;
-  clamped = clamped > 88.0f ? 88.0f : clamped;
-  float magic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
-  float n = (clamped * 1.44269504088896341f + magic) - magic;
-  float r = clamped - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  int32_t exponent = (int32_t(n) + 127) << 23;
-  float power;
-  __builtin_memcpy(&power, &exponent, 4);
-  float out = x < -87.0f ? 0.0f : p * power;
-  return x != x ? x : out;
-}
-
-inline float sigmoid(float x) { return 1.0f / (1.0f + exp_approx(-x)); }
-
-// Adds 16 lanes as a fixed tree.
-inline float fold(const float* lane) {
-  float a[8], b[4];
-  for (int i = 0; i < 8; ++i) a[i] = lane[i] + lane[i + 8];
-  for (int i = 0; i < 4; ++i) b[i] = a[i] + a[i + 4];
-  return (b[0] + b[2]) + (b[1] + b[3]);
-}
-
-// Sum of f(i) over [0, n): element i goes to lane i % 16.
-template <typename F>
-inline float lane_sum(int64_t n, F f) {
-  float lane[kLanes] = {};
-  int64_t body = n - n % kLanes;
-  for (int64_t i = 0; i < body; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lane[l] += f(i + l);
-  for (int64_t i = body; i < n; ++i) lane[i - body] += f(i);
-  return fold(lane);
-}
-
-template <typename F>
-inline float lane_max(int64_t n, F f) {
-  float lane[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lane[l] = -__builtin_inff();
-  int64_t body = n - n % kLanes;
-  for (int64_t i = 0; i < body; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) {
-      float x = f(i + l);
-      lane[l] = x > lane[l] ? x : lane[l];
-    }
-  for (int64_t i = body; i < n; ++i) {
-    float x = f(i);
-    lane[i - body] = x > lane[i - body] ? x : lane[i - body];
-  }
-  float out = lane[0];
-  for (int64_t l = 1; l < kLanes; ++l) out = lane[l] > out ? lane[l] : out;
-  return out;
-}
-
 template <typename T>
 void rms_norm(const T* x, const float* w, T* y, float* rstd, int64_t rows, int64_t cols, double eps) {
   for (int64_t r = 0; r < rows; ++r, x += cols, y += cols) {
-    float squares = lane_sum(cols, [x](int64_t i) { return load(x[i]) * load(x[i]); });
+    float squares = lane_sum(cols, [=](int64_t i, int64_t left) {
+      Floats xi = load(x + i, left);
+      return xi * xi;
+    });
     float scale = 1.0f / __builtin_sqrtf(squares / float(cols) + float(eps));
     rstd[r] = scale;
     for (int64_t i = 0; i < cols; ++i) y[i] = store<T>(load(x[i]) * scale * w[i]);
@@ -108,7 +25,8 @@ void rms_norm_backward(const T* dy, const T* x, const float* w, const float* rst
   for (int64_t i = 0; i < cols; ++i) dw[i] = 0.0f;
   for (int64_t r = 0; r < rows; ++r, x += cols, dy += cols, dx += cols) {
     float scale = rstd[r];
-    float dot = lane_sum(cols, [=](int64_t i) { return load(dy[i]) * w[i] * load(x[i]); });
+    float dot = lane_sum(
+        cols, [=](int64_t i, int64_t left) { return load(dy + i, left) * load(w + i, left) * load(x + i, left); });
     float pull = dot * scale * scale / float(cols);
     for (int64_t i = 0; i < cols; ++i) {
       float xi = load(x[i]), di = load(dy[i]);
@@ -134,29 +52,46 @@ void swiglu_backward(const T* dout, const T* gate_up, const float* weight, T* dg
                      int64_t width) {
   for (int64_t r = 0; r < rows; ++r, gate_up += 2 * width, dgate_up += 2 * width, dout += width) {
     float scale = weight ? weight[r] : 1.0f;
-    for (int64_t i = 0; i < width; ++i) {
-      float g = load(gate_up[i]), u = load(gate_up[width + i]), d = load(dout[i]) * scale;
-      float s = sigmoid(g);
-      dgate_up[i] = store<T>(d * u * (s * (1.0f + g * (1.0f - s))));
-      dgate_up[width + i] = store<T>(d * (g * s));
-    }
-    if (!dweight) continue;
-    dweight[r] = lane_sum(width, [=](int64_t i) {
-      float g = load(gate_up[i]);
-      return load(dout[i]) * (g * sigmoid(g) * load(gate_up[width + i]));
+    float dot = lane_sum(width, [=](int64_t i, int64_t left) {
+      Floats g = load(gate_up + i, left), u = load(gate_up + width + i, left), raw = load(dout + i, left);
+      Floats s = sigmoid(g), d = raw * scale;
+      store(d * u * (s * (1.0f + g * (1.0f - s))), dgate_up + i, left);
+      store(d * (g * s), dgate_up + width + i, left);
+      return raw * (g * s * u);
     });
+    if (dweight) dweight[r] = dot;
   }
+}
+
+// Whether T holds a value of fp32 unrounded, so that a row can keep it in place.
+template <typename T>
+constexpr bool kExact = sizeof(T) == sizeof(float);
+
+// Exponentials f(i) of the elements [0, n) of a row: their sum, over unrounded values as torch's. They stay in the row
+// where its type holds them; elsewhere they are computed again, which is cheaper than a buffer.
+template <typename T, typename F>
+inline float sum_exponentials(T* row, int64_t n, F f) {
+  return lane_sum(n, [=](int64_t i, int64_t left) {
+    Floats e = f(load(row + i, left));
+    if (kExact<T>) store(e, row + i, left);
+    return e;
+  });
+}
+
+// The row of exponentials times `factor`; sum_exponentials has seen them.
+template <typename T, typename F>
+inline void scale_exponentials(T* row, int64_t n, F f, float factor) {
+  for (int64_t i = 0; i < n; ++i) row[i] = store<T>((kExact<T> ? load(row[i]) : f(load(row[i]))) * factor);
 }
 
 template <typename T>
 void causal_softmax(T* scores, float scale, int64_t first_row, int64_t rows, CausalBlock block) {
   for (int64_t r = 0; r < rows; ++r, scores += block.keys) {
     int64_t seen = block.first + (first_row + r) % block.period + 1;
-    float top = lane_max(seen, [=](int64_t i) { return load(scores[i]); }) * scale;
-    // The sum runs over unrounded exponentials, as torch's does; recomputing them is cheaper than a buffer.
-    float sum = lane_sum(seen, [=](int64_t i) { return exp_approx(load(scores[i]) * scale - top); });
-    float inverse = 1.0f / sum;
-    for (int64_t i = 0; i < seen; ++i) scores[i] = store<T>(exp_approx(load(scores[i]) * scale - top) * inverse);
+    float top = lane_max(seen, [=](int64_t i, int64_t left) { return load(scores + i, left); }) * scale;
+    auto exponential = [=](auto score) { return exp_approx(score * scale - top); };
+    float sum = sum_exponentials(scores, seen, exponential);
+    scale_exponentials(scores, seen, exponential, 1.0f / sum);
     for (int64_t i = seen; i < block.keys; ++i) scores[i] = store<T>(0.0f);
   }
 }
@@ -165,7 +100,7 @@ template <typename T>
 void causal_softmax_backward(T* dp, const T* p, float scale, int64_t first_row, int64_t rows, CausalBlock block) {
   for (int64_t r = 0; r < rows; ++r, dp += block.keys, p += block.keys) {
     int64_t seen = block.first + (first_row + r) % block.period + 1;
-    float dot = lane_sum(seen, [=](int64_t i) { return load(dp[i]) * load(p[i]); });
+    float dot = lane_sum(seen, [=](int64_t i, int64_t left) { return load(dp + i, left) * load(p + i, left); });
     for (int64_t i = 0; i < seen; ++i) dp[i] = store<T>(load(p[i]) * (load(dp[i]) - dot) * scale);
     for (int64_t i = seen; i < block.keys; ++i) dp[i] = store<T>(0.0f);
   }
@@ -180,32 +115,36 @@ void cross_entropy(T* logits, const int64_t* targets, float* loss, float scale, 
       for (int64_t i = 0; i < vocab; ++i) logits[i] = store<T>(0.0f);
       continue;
     }
-    float top = lane_max(vocab, [=](int64_t i) { return load(logits[i]); });
-    float sum = lane_sum(vocab, [=](int64_t i) { return exp_approx(load(logits[i]) - top); });
+    float top = lane_max(vocab, [=](int64_t i, int64_t left) { return load(logits + i, left); });
     float picked = load(logits[target]) - top;
+    auto exponential = [=](auto logit) { return exp_approx(logit - top); };
+    float sum = sum_exponentials(logits, vocab, exponential);
     loss[r] = float(__builtin_log(double(sum)) - double(picked));
     float factor = scale / sum;
-    float at_target = exp_approx(picked) * factor - scale;
-    for (int64_t i = 0; i < vocab; ++i) logits[i] = store<T>(exp_approx(load(logits[i]) - top) * factor);
-    logits[target] = store<T>(at_target);
+    scale_exponentials(logits, vocab, exponential, factor);
+    logits[target] = store<T>(exp_approx(picked) * factor - scale);
   }
 }
 
 // RoPE of one head: pair i is rotated by the angle whose cosine and sine are given; direction -1 rotates back.
 template <typename T>
-inline void rope_row(const T* in, T* out, const float* cos, const float* sin, int64_t half, bool interleaved,
-                     float direction) {
-  int64_t first = interleaved ? 2 : 1, second = interleaved ? 1 : half;
-  for (int64_t i = 0; i < half; ++i) {
-    float x = load(in[i * first]), y = load(in[i * first + second]), s = direction * sin[i];
-    out[i * first] = store<T>(x * cos[i] - y * s);
-    out[i * first + second] = store<T>(y * cos[i] + x * s);
+inline void rope_row(const T* __restrict in, T* __restrict out, const float* __restrict cos,
+                     const float* __restrict sin, int64_t half, bool interleaved, float direction) {
+  auto rotate = [=](int64_t i, int64_t first, int64_t second) {
+    float x = load(in[first]), y = load(in[second]), s = direction * sin[i];
+    out[first] = store<T>(x * cos[i] - y * s);
+    out[second] = store<T>(y * cos[i] + x * s);
+  };
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) rotate(i, 2 * i, 2 * i + 1);
+  } else {
+    for (int64_t i = 0; i < half; ++i) rotate(i, i, half + i);
   }
 }
 
 template <typename T>
 inline void copy(const T* in, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = in[i];
+  __builtin_memcpy(out, in, uint64_t(n) * sizeof(T));
 }
 
 template <typename T>
@@ -215,6 +154,8 @@ void mla_pack(const T* q_raw, const T* kv, const T* k_rope, int64_t k_rope_strid
   for (int64_t t = first_token; t < first_token + tokens; ++t) {
     int64_t batch = t / s.sequence, position = t % s.sequence;
     const float *c = cos + position * half, *n = sin + position * half;
+    // The rotary key is shared by all heads: it is rotated into the first one and copied from there.
+    const T* rotated = k + (batch * s.heads * s.sequence + position) * head + s.nope;
     for (int64_t h = 0; h < s.heads; ++h) {
       int64_t row = (batch * s.heads + h) * s.sequence + position;
       const T* q_in = q_raw + (t * s.heads + h) * head;
@@ -222,7 +163,12 @@ void mla_pack(const T* q_raw, const T* kv, const T* k_rope, int64_t k_rope_strid
       copy(q_in, q + row * head, s.nope);
       rope_row(q_in + s.nope, q + row * head + s.nope, c, n, half, true, 1.0f);
       copy(kv_in, k + row * head, s.nope);
-      rope_row(k_rope + t * k_rope_stride, k + row * head + s.nope, c, n, half, true, 1.0f);
+      T* k_out = k + row * head + s.nope;
+      if (h == 0) {
+        rope_row(k_rope + t * k_rope_stride, k_out, c, n, half, true, 1.0f);
+      } else {
+        copy(rotated, k_out, s.rope);
+      }
       copy(kv_in + s.nope, v + row * s.value, s.value);
     }
   }
@@ -328,7 +274,10 @@ void sum_rows(const T* rows, const int64_t* position, const int64_t* group, T* o
   }
 }
 
-void adamw(float* master, float* m, float* v, const float* grad, bf16* copy, int64_t n, const AdamW& a) {
+// The arguments by value, the arrays apart: a store must not force the compiler to read anything again.
+void adamw(float* __restrict master, float* __restrict m, float* __restrict v, const float* __restrict grad,
+           bf16* __restrict copy, int64_t n, const AdamW& args) {
+  const AdamW a = args;
   float keep = 1.0f - a.lr * a.weight_decay, rest1 = 1.0f - a.beta1, rest2 = 1.0f - a.beta2;
   for (int64_t i = 0; i < n; ++i) {
     float g = grad[i] * a.grad_scale;

@@ -38,7 +38,10 @@ pub(crate) fn forward(
     let down = ops::norm_linear(hidden, norm, eps, weight(at.q_kv_a), ctx.sink)?;
     let q_width = sizes.q_rank.unwrap_or(sizes.heads * (sizes.nope + sizes.rope));
     let (q_width, kv_rank, rope) = (dim(q_width), dim(sizes.kv_rank), dim(sizes.rope));
-    let q = down.narrow(1, 0, q_width);
+    // Split in one call: its backward pass is one concatenation.
+    let [q, c_kv, k_rope] =
+        <[Tensor; 3]>::try_from(down.split_with_sizes([q_width, kv_rank, rope], 1))
+            .expect("three sizes give three parts");
     let q = match sizes.q_rank {
         Some(_) => {
             let norm = weight(at.q_a_norm);
@@ -46,10 +49,8 @@ pub(crate) fn forward(
         }
         None => q,
     };
-    let c_kv = down.narrow(1, q_width, kv_rank);
     let kv_norm = weight(at.kv_a_norm);
     let kv = ops::norm_linear(&c_kv, kv_norm, LOW_RANK_EPS, weight(at.kv_b), ctx.sink)?;
-    let k_rope = down.narrow(1, q_width + kv_rank, rope);
     let packing = ops::Mla {
         sequence: ctx.batch.length,
         heads: sizes.heads,

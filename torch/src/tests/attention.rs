@@ -103,6 +103,30 @@ fn softmax_and_its_backward_do_not_depend_on_threads() {
     }
 }
 
+/// A row that ends inside a vector has the bits of the same row in a longer block: softmax and its backward pass.
+#[test]
+fn a_row_has_the_same_bits_however_many_keys_stand_behind_it() {
+    let _turn = Turn::take();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let q = random(1, &[2, 64, 64]) * 4.0;
+        let run = |n: i64| {
+            let unit = Tensor::eye(n, (kind, Device::Cpu)).repeat([2, 1, 1]);
+            let q = q.narrow(1, 0, n).narrow(2, 0, n).to_kind(kind).copy().set_requires_grad(true);
+            let out = ops::attention(&q, &unit, &unit, 0.7).unwrap();
+            let weigh = random(2, &[2, 64, 64]).narrow(1, 0, n).narrow(2, 0, n).to_kind(kind);
+            let dq = grad(&[out.shallow_clone()], &[weigh], &[&q]).unwrap().remove(0).unwrap();
+            [out.detach(), dq]
+        };
+        let whole = run(64);
+        for n in [1, 2, 15, 16, 17, 31, 40, 63] {
+            for (part, whole) in run(n).iter().zip(&whole) {
+                let whole = whole.narrow(1, 0, n).narrow(2, 0, n);
+                assert!(same_bits(part, &whole), "{kind:?} {n}");
+            }
+        }
+    }
+}
+
 #[test]
 fn large_scores_neither_overflow_nor_look_ahead() {
     let _turn = Turn::take();

@@ -110,6 +110,26 @@ fn cross_entropy_gives_loss_and_gradient() {
     }
 }
 
+/// Logits of -inf add nothing: a row that ends inside a vector has the bits of one that goes on with them.
+#[test]
+fn cross_entropy_of_a_row_has_the_same_bits_with_impossible_tokens_behind_it() {
+    let _turn = Turn::take();
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for vocab in [1, 5, 15, 16, 17, 33, 47] {
+            let short = (random(1, &[9, vocab]) * 3.0).to_kind(kind);
+            let long = short.constant_pad_nd([0, 48 - vocab]);
+            let _impossible = long.narrow(1, vocab, 48 - vocab).fill_(f64::NEG_INFINITY);
+            let targets = whole(2, &[9], -1, vocab);
+            let [short_loss, long_loss] =
+                [&short, &long].map(|x| ops::cross_entropy(x, &targets, 0.3).unwrap());
+            assert!(same_bits(&short_loss, &long_loss), "{kind:?} {vocab}");
+            assert!(same_bits(&short, &long.narrow(1, 0, vocab)), "{kind:?} {vocab}");
+            let rest = long.narrow(1, vocab, 48 - vocab).count_nonzero(None::<i64>);
+            assert_eq!(rest.int64_value(&[]), 0, "{kind:?} {vocab}");
+        }
+    }
+}
+
 #[test]
 fn cross_entropy_bears_large_logits_and_passes_on_what_is_not_a_number() {
     let _turn = Turn::take();

@@ -19,13 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # 8 micro-batches a rank.
-COMMON = ["batch.global_batch=16", "batch.leaves=2", "batch.micro_batch=1", "parallel.threads_per_rank=1", "parallel.data=2"]
+COMMON = [
+    "batch.global_batch=32", "batch.leaves=2", "batch.micro_batch=2", "parallel.threads_per_rank=1", "parallel.data=2", "model.first_dense_layers=0",
+    "model.vocab_size=512", "tokenizer.vocab_size=512", "compute=bf16",
+]
 EXPERIMENTS = {
-    "rows": ["parallel.expert=2", "parallel.zero=1", "compute=bf16", "model.layers=3", "model.vocab_size=2048", "tokenizer.vocab_size=2048"],
-    "reduce": [
-        "parallel.expert=1", "parallel.zero=0", "compute=bf16", "model.layers=3", "model.first_dense_layers=0", "model.vocab_size=512", "tokenizer.vocab_size=512",
-        "parallel.bucket_bytes=1_000_000",
-    ],
+    "rows": ["parallel.expert=2", "parallel.zero=1", "model.layers=4"],
+    "reduce": ["parallel.expert=1", "parallel.zero=0", "model.layers=3", "parallel.bucket_bytes=1_000_000"],
 }
 # TBF needs a bucket as large as the largest segment that the kernel hands down; larger ones would let a whole exchange
 # pass unshaped after every pause.

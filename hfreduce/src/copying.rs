@@ -5,7 +5,8 @@
 //! the in-ring never waits for the network (a sum leaves it for full-size scratch), so no order of chunks on other nodes
 //! can block it. A chunk holds one piece for each local rank, so every core sums its part of every chunk.
 //!
-//! The copier is a [`DeviceCopy`]: plain memory here, pinned memory and a stream on a GPU, seeded delays in tests.
+//! The copier is a [`DeviceCopy`]: plain memory here, pinned memory and a stream on a GPU, seeded delays in tests. What a
+//! rank sums itself is not copied where the processor reaches it: of two ranks on one node each copies half of its bucket.
 
 #![allow(unsafe_code, reason = "sums and copies between shared rings")]
 
@@ -50,6 +51,13 @@ pub trait DeviceCopy: Send {
     /// # Errors
     /// When the copy failed.
     fn ready(&mut self, copy: CopyId) -> Result<bool>;
+
+    /// `elements` where they lie, if the processor can read and write them there: the pieces that this rank sums itself
+    /// then need no copies. None on a device.
+    fn in_host_memory(&mut self, elements: Range<usize>) -> Option<Memory> {
+        drop(elements);
+        None
+    }
 }
 
 /// A tensor in this process's private memory.
@@ -76,6 +84,10 @@ impl<T: bytemuck::Pod + Send> DeviceCopy for HostTensor<T> {
 
     fn ready(&mut self, _copy: CopyId) -> Result<bool> {
         Ok(true)
+    }
+
+    fn in_host_memory(&mut self, elements: Range<usize>) -> Option<Memory> {
+        Some(Memory::of(&mut self.data[elements]))
     }
 }
 
@@ -180,6 +192,9 @@ impl Copying {
             let mut copies = Vec::new();
             for (part, pieces) in plan.pieces.iter().enumerate() {
                 let Some(piece) = pieces.get(t) else { continue };
+                if self.stays(plan, part, piece).is_some() {
+                    continue;
+                }
                 let bytes = piece.len() * plan.inner.dtype.bytes();
                 let to = self.slot(&self.input, plan.grid.local, t, part).slice(0..bytes);
                 copies.push(self.device.copy_to_host(piece.clone(), to)?);
@@ -196,6 +211,12 @@ impl Copying {
         Ok(moved)
     }
 
+    /// A piece of local rank `part` that this rank sums and keeps where it lies.
+    fn stays(&mut self, plan: &Plan<'_>, part: usize, piece: &Range<usize>) -> Option<Memory> {
+        let own = part == plan.grid.local;
+        own.then(|| self.device.in_host_memory(piece.clone())).flatten()
+    }
+
     fn sum(&mut self, plan: &Plan<'_>, stages: &mut Stages, chunks: usize) -> bool {
         let (flags, t) = (&plan.inner.flags, stages.summed);
         let room = plan.column.is_some() || flags.all_reached(Counter::Drained, self.freed(t));
@@ -206,8 +227,11 @@ impl Copying {
         if let Some(piece) = plan.pieces[me].get(t) {
             let dtype = plan.inner.dtype;
             let bytes = piece.len() * dtype.bytes();
-            let part =
-                |rings: &[Arc<SharedMemory>], rank| self.slot(rings, rank, t, me).slice(0..bytes);
+            let stays = self.stays(plan, me, piece);
+            let part = |rings: &[Arc<SharedMemory>], rank| match stays {
+                Some(own) if rank == me => own,
+                _ => self.slot(rings, rank, t, me).slice(0..bytes),
+            };
             let inputs: Vec<Memory> =
                 (0..plan.grid.locals).map(|rank| part(&self.input, rank)).collect();
             let (outputs, output) = match plan.column {
@@ -220,7 +244,7 @@ impl Copying {
             let (inputs, outputs) = (&inputs[..], &outputs[..]);
             let sum = Sum { inputs, outputs, input: dtype, output, order: plan.order };
             // SAFETY: every local rank has staged this chunk and reuses it only after all have summed it; the output
-            // slots are drained; scratch is this rank's own.
+            // slots are drained; scratch and what stays are this rank's own.
             unsafe { sum.run(plan.level) };
             flags.group().touched(sum.bytes());
             if let Some(column) = plan.column {
@@ -249,9 +273,13 @@ impl Copying {
                 return false;
             }
             let from = column.output_of(piece);
+            let stays = self.stays(plan, me, piece);
             for rank in 0..plan.grid.locals {
-                let to = self.slot(&self.output, rank, t, me).slice(0..from.len());
-                // SAFETY: the piece is final; the slot is drained and this part of it is ours to fill.
+                let to = match stays {
+                    Some(own) if rank == me => own,
+                    _ => self.slot(&self.output, rank, t, me).slice(0..from.len()),
+                };
+                // SAFETY: the piece is final; the slot is drained and this part of it is ours to fill, and so is what stays.
                 unsafe { to.bytes_mut().copy_from_slice(from.bytes()) };
             }
             flags.group().touched((1 + plan.grid.locals) * from.len());
@@ -269,6 +297,9 @@ impl Copying {
             let mut copies = Vec::new();
             for (part, pieces) in plan.pieces.iter().enumerate() {
                 let Some(piece) = pieces.get(t) else { continue };
+                if self.stays(plan, part, piece).is_some() {
+                    continue;
+                }
                 let bytes = piece.len() * plan.inner.dtype.bytes();
                 let from = self.slot(&self.output, plan.grid.local, t, part).slice(0..bytes);
                 copies.push(self.device.copy_to_device(from, piece.clone())?);

@@ -6,6 +6,7 @@
 
 use crate::inventory::Parameter;
 use crate::model_spec::{Attention, ModelSpec};
+use crate::segments::Segment;
 use serde::Serialize;
 
 /// Operations of one token's forward pass in sequences of one length.
@@ -25,6 +26,40 @@ pub struct ForwardFlops {
     pub head: u64,
     /// All of the MTP layers, their use of the head included.
     pub mtp: u64,
+}
+
+/// Operations of one token in the forward pass of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SegmentFlops {
+    /// Products with weights: as many again for the gradient of the input, and for that of the weights.
+    pub weights: u64,
+    /// Scores and weighted values of attention: twice as many in the backward pass.
+    pub core: u64,
+}
+
+impl SegmentFlops {
+    /// One token in sequences of `sequence_length`.
+    pub fn per_token(spec: &ModelSpec, segment: Segment, sequence_length: usize) -> SegmentFlops {
+        let (hidden, vocab) = (spec.hidden as u64, spec.vocab_size as u64);
+        let mut layer = ForwardFlops::default();
+        if let Segment::Attention(l)
+        | Segment::FeedForward(l)
+        | Segment::Shared(l)
+        | Segment::Experts(l) = segment
+        {
+            layer.add_layer(spec, l, sequence_length as u64);
+        }
+        let weights = match segment {
+            Segment::Attention(_) => layer.attention_linears + layer.router,
+            Segment::FeedForward(_) | Segment::Shared(_) => layer.feed_forward,
+            Segment::Experts(_) => layer.experts,
+            Segment::MtpInput(_) => 4 * hidden * hidden,
+            Segment::Head(_) => 2 * hidden * vocab,
+            Segment::Embed | Segment::Merge(_) | Segment::FinalNorm | Segment::MtpNorm(_) => 0,
+        };
+        let is_attention = matches!(segment, Segment::Attention(_));
+        SegmentFlops { weights, core: if is_attention { layer.attention_core } else { 0 } }
+    }
 }
 
 impl ForwardFlops {

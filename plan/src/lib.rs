@@ -5,6 +5,7 @@
 
 pub mod buckets;
 pub mod digest;
+pub mod estimate;
 #[cfg(test)]
 mod fixture;
 pub mod flops;

@@ -79,7 +79,7 @@ pub enum Instruction {
     },
     /// Global gradient norm over all buckets, in parameter order; clipping factor; NaN guard.
     GradNorm,
-    /// AdamW on this rank's shard of the bucket; with one rank the shard is the bucket.
+    /// The optimizer on this rank's shard of the bucket; with one rank the shard is the bucket.
     UpdateShard {
         /// Bucket.
         bucket: usize,

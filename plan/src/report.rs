@@ -3,12 +3,14 @@
 //! [`fmt::Display`]: std::fmt::Display
 
 use crate::digest::Digests;
+use crate::estimate::{self, Speeds};
 use crate::flops::{self, ForwardFlops};
 use crate::ids::Step;
 use crate::inventory::{Inventory, Kind, Optimizer};
 use crate::lr;
 use crate::memory::{RankMemory, checkpoint_bytes};
 use crate::shards::{MuonWork, muon_work};
+use crate::timeline::Bound;
 use crate::traffic::Traffic;
 use crate::train_plan::{Reduction, TrainPlan};
 use crate::validate::check_trainable;
@@ -31,6 +33,8 @@ pub struct Report {
     pub memory_per_rank: MemoryPerRank,
     /// Bytes that a rank sends in one step.
     pub traffic_per_step: Traffic,
+    /// The least time of a full-size step; none unless speeds are given.
+    pub step_bound: Option<StepBound>,
     /// Bytes of one checkpoint of the whole job.
     pub checkpoint_bytes: u64,
     /// Digests of the plan.
@@ -113,6 +117,16 @@ pub struct MemoryPerRank {
     pub gradients_if_fast: u64,
 }
 
+/// The critical path of a full-size step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepBound {
+    /// What it was computed for.
+    pub speeds: Speeds,
+    /// Seconds.
+    #[serde(flatten)]
+    pub bound: Bound,
+}
+
 impl Report {
     /// The figures of `plan`, which `validate` accepts, on one node.
     pub fn new(plan: &TrainPlan) -> Report {
@@ -138,12 +152,19 @@ impl Report {
                 gradients_if_fast: memory(Reduction::Fast).gradients,
             },
             traffic_per_step: Traffic::of(plan, &inventory, nodes),
+            step_bound: None,
             checkpoint_bytes: checkpoint_bytes(&inventory),
             digests: Digests::of(plan),
             untrainable: check_trainable(plan).err().map(|reason| reason.to_string()),
             notes: notes(plan),
             plan: plan.clone(),
         }
+    }
+
+    /// Adds the least time of a step on machines of these speeds.
+    pub fn with_step_bound(self, nodes: usize, speeds: Speeds) -> Report {
+        let bound = estimate::step(&self.plan, nodes, speeds);
+        Report { step_bound: Some(StepBound { speeds, bound }), ..self }
     }
 }
 

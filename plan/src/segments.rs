@@ -106,6 +106,11 @@ impl Graph {
         1 + self.mtp_layers
     }
 
+    /// Whether the layer's rows travel to experts and back.
+    pub fn exchanges(&self, layer: usize) -> bool {
+        self.moe[layer]
+    }
+
     /// All operations of one micro-batch's forward pass. The shared expert stands under the flight of the routed rows.
     pub fn forward(&self) -> Vec<Operation> {
         let mut out = vec![Operation::Segment(Segment::Embed)];

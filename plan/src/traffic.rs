@@ -45,6 +45,56 @@ pub struct Traffic {
     pub gather: Sent,
 }
 
+/// Bytes that one rank sends for one transfer of each kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transfers {
+    mesh: Mesh,
+    per_node: usize,
+    copied: bool,
+    compute_bytes: u64,
+    zero: bool,
+}
+
+impl Transfers {
+    /// Of `plan` on this many nodes, which divide its ranks.
+    pub(crate) fn new(plan: &TrainPlan, nodes: usize) -> Transfers {
+        let mesh = Mesh::new(&plan.parallel);
+        Transfers {
+            mesh,
+            per_node: (mesh.data / nodes.max(1)).max(1),
+            copied: plan.compute == Compute::Bf16,
+            compute_bytes: plan.compute.bytes() as u64,
+            zero: plan.parallel.zero > 0,
+        }
+    }
+
+    /// The ranks.
+    pub(crate) fn mesh(&self) -> Mesh {
+        self.mesh
+    }
+
+    /// `chosen` rows of `width` elements to experts that are equally loaded, or home; with a weight or its gradient of
+    /// four bytes each if `weighted`.
+    pub(crate) fn rows(&self, chosen: u64, width: usize, weighted: bool) -> Sent {
+        let spread = Spread::new(&self.mesh.expert_group(0), self.per_node);
+        let row = width as u64 * self.compute_bytes + if weighted { 4 } else { 0 };
+        spread.to_others(chosen).times(row)
+    }
+
+    /// The gradients of so many elements.
+    pub(crate) fn reduce(&self, group: Group, elements: u64) -> Sent {
+        let spread = Spread::new(&self.mesh.replicas(group, 0), self.per_node);
+        spread.half_ring(4 * elements).times(if self.zero { 1 } else { 2 })
+    }
+
+    /// So many updated elements of this storage; without ZeRO-1 none are sent.
+    pub(crate) fn gather(&self, group: Group, storage: Storage, elements: u64) -> Sent {
+        let spread = Spread::new(&self.mesh.replicas(group, 0), self.per_node);
+        let bytes = if self.copied && storage == Storage::Compute { 2 } else { 4 };
+        spread.half_ring(if self.zero { bytes * elements } else { 0 })
+    }
+}
+
 /// How the members of a group lie: so many on each of so many nodes.
 #[derive(Debug, Clone, Copy)]
 struct Spread {
@@ -85,23 +135,15 @@ impl Spread {
 impl Traffic {
     /// The traffic of each rank of `plan` on this many nodes, which divide its ranks.
     pub fn of(plan: &TrainPlan, inventory: &Inventory, nodes: usize) -> Traffic {
-        let mesh = Mesh::new(&plan.parallel);
-        let per_node = (mesh.data / nodes.max(1)).max(1);
-        let mut traffic = rows(plan, mesh, per_node);
+        let transfers = Transfers::new(plan, nodes);
+        let mut traffic = rows(plan, &transfers);
         for parameter in &inventory.parameters {
-            let spread = Spread::new(&mesh.replicas(parameter.group, 0), per_node);
             let here = match parameter.group {
                 Group::Dense => parameter.elements() as u64,
-                Group::Expert => parameter.elements() as u64 / mesh.expert as u64,
+                Group::Expert => parameter.elements() as u64 / transfers.mesh.expert as u64,
             };
-            let copied = plan.compute == Compute::Bf16 && parameter.storage == Storage::Compute;
-            let weight_bytes = if copied { 2 } else { 4 };
-            if plan.parallel.zero == 0 {
-                traffic.reduce.add(spread.half_ring(4 * here).times(2));
-            } else {
-                traffic.reduce.add(spread.half_ring(4 * here));
-                traffic.gather.add(spread.half_ring(weight_bytes * here));
-            }
+            traffic.reduce.add(transfers.reduce(parameter.group, here));
+            traffic.gather.add(transfers.gather(parameter.group, parameter.storage, here));
         }
         traffic
     }
@@ -119,18 +161,13 @@ impl Traffic {
 /// A chosen row goes to every rank that shares the experts with the same probability: there and home in the forward pass,
 /// and its gradients back and forth in the backward pass. Its routing weight goes with it and the weight's gradient comes
 /// home.
-fn rows(plan: &TrainPlan, mesh: Mesh, per_node: usize) -> Traffic {
+fn rows(plan: &TrainPlan, transfers: &Transfers) -> Traffic {
     let Some(moe) = &plan.model.moe else { return Traffic::default() };
     let layers = (0..plan.model.all_layers()).filter(|l| plan.model.is_moe_layer(*l)).count();
-    let tokens = plan.step_tokens() / mesh.data as u64;
+    let tokens = plan.step_tokens() / transfers.mesh.data as u64;
     let chosen = tokens * (moe.experts_per_token * layers) as u64;
-    let spread = Spread::new(&mesh.expert_group(0), per_node);
-    let row = (plan.model.hidden * plan.compute.bytes()) as u64;
-    Traffic {
-        dispatch: spread.to_others(chosen).times(2 * row + 8),
-        combine: spread.to_others(chosen).times(2 * row),
-        ..Traffic::default()
-    }
+    let there_and_back = |weighted| transfers.rows(chosen, plan.model.hidden, weighted).times(2);
+    Traffic { dispatch: there_and_back(true), combine: there_and_back(false), ..Traffic::default() }
 }
 
 #[cfg(test)]

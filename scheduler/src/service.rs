@@ -202,7 +202,9 @@ impl Service {
         let Service { options, listener, address, engine } = self;
         let (link, mut ended) = engine.spawn();
         let router = router(&options, &link).await?;
-        tracing::info!(%address, state_dir = %options.state_dir.display(), "scheduler listens");
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        let address = address.to_string().replacen("http", scheme, 1);
+        tracing::info!(address, state_dir = %options.state_dir.display(), "scheduler listens");
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let until = async {
             stopped.await.ok();

@@ -57,6 +57,7 @@ fn a_stopped_rank_is_named_at_the_deadline() {
     assert!(code != 0, "{stderr}");
     assert!(took > Duration::from_secs(2) && took < Duration::from_secs(9), "{took:?}: {stderr}");
     assert!(stderr.contains("did not finish within 3000 ms"), "{stderr}");
+    resumes_as_undisturbed(&desk, &sets);
 }
 
 /// From now on the kernel gives this process no more memory: its next request fails.

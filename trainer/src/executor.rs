@@ -100,8 +100,7 @@ impl Executor<'_> {
                         self.state.gradients.add(gradient)?;
                     }
                     if segment == Segment::Embed {
-                        // Its backward pass is complete: its activations go.
-                        micros[micro] = Micro::new(graph);
+                        micros[micro].backward_is_complete();
                     }
                 }
                 Instruction::Dispatch { micro, layer, pass } => {

@@ -145,6 +145,12 @@ impl Micro {
         parts.into_iter().flatten().reduce(|sum, part| sum + part)
     }
 
+    /// Its activations go; queued weight gradients stay.
+    pub fn backward_is_complete(&mut self) {
+        let weight_gradients = std::mem::take(&mut self.weight_gradients);
+        *self = Micro { weight_gradients, ..Micro::new(&self.graph) };
+    }
+
     /// Keeps weight gradients for the segment's `Weight` instruction.
     pub fn queue_weight_gradients(&mut self, segment: Segment, gradients: Vec<WeightGradient>) {
         self.weight_gradients.insert(segment, gradients);

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
 
-/// How often a node that leaves looks whether it is empty.
+/// How often a node that comes asks for its scheduler, and one that leaves whether it is empty.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,12 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     rank_program::find(environment.rank_program.clone())?;
     // What the nodes could not reach either is better said here.
     Scheduler::connect(&target)?;
+    if target.address.starts_with("unix:") {
+        let address = &target.address;
+        screen::note(format_args!(
+            "{address} serves this host only; for other nodes run `lampyris scheduler --listen HOST:PORT` and give --scheduler"
+        ));
+    }
     let job = pilot::submit(&folder, &script)?;
     screen::say(format_args!("{PREFIX}{job}"));
     screen::note(format_args!(
@@ -90,11 +96,7 @@ pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8,
     let host = allocation::reachable(&node)?;
     let options = args.offer.options(node.clone(), host, &args.cluster, environment)?;
     let target = options.scheduler.clone();
-    // A pilot before this one may have left from here. A node that never was here is not known yet.
-    match resume_node(&Scheduler::connect(&target)?, &node) {
-        Ok(_) | Err(CliError::Refused { .. }) => {}
-        Err(error) => return Err(error),
-    }
+    come_back(&target, &node);
     work_until(options, async move {
         one_of(SignalKind::terminate(), SignalKind::user_defined2()).await;
         let left = tokio::task::spawn_blocking(move || leave(&target, &node)).await;
@@ -102,6 +104,23 @@ pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8,
             tracing::error!(%error, "cannot leave");
         }
     })
+}
+
+/// Takes the node back that a pilot before this one may have left from, however long the scheduler is away: Slurm ends
+/// the wait.
+fn come_back(target: &Target, node: &str) {
+    let mut said = false;
+    loop {
+        match Scheduler::connect(target).and_then(|scheduler| resume_node(&scheduler, node)) {
+            // Refused: a node that never was here is not known yet.
+            Ok(_) | Err(CliError::Refused { .. }) => return,
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                tracing::warn!(%error, "the scheduler cannot be reached; trying until it can");
+            }
+            Err(_) => {}
+        }
+        thread::sleep(LOOK_PERIOD);
+    }
 }
 
 /// Drains the node and waits until nothing runs on it, however often the scheduler has to be asked: Slurm ends the wait.

@@ -24,9 +24,9 @@
 //! handle. Nothing is summed here: the order of the sum over slots belongs to the trainer.
 //!
 //! **Who must call what.** All members make the same calls in the same order, also with zero tokens. Calls return at
-//! once; a thread of the dispatcher counts, packs, exchanges, forwards and scatters, so that the caller's compute thread
-//! only waits. A call may follow [`Dispatcher::start_route`] without waiting for it: that is why outputs are made by a
-//! function of [`Routes`], on the dispatcher's thread. At most 64 calls queue; further ones wait.
+//! once; threads of the dispatcher count, pack, exchange, forward and scatter, so that the caller's compute thread only
+//! waits. A call may follow [`Dispatcher::start_route`] without waiting for it: that is why outputs are made by a
+//! function of [`Routes`], on a thread of the dispatcher. At most 64 calls queue; further ones wait.
 //!
 //! **Paths.** [`Path::Direct`] is one all-to-all-v; a token that chose three experts travels three times.
 //! [`Path::PerNode`] sends a token once to each node and copies it to the experts' owners there (the paper of DeepSeek-V3,
@@ -41,12 +41,12 @@ use crate::completion::{Completion, Pending};
 use crate::error::{Error, Result};
 use crate::group::Group;
 use hops::{Hops, Places};
-use moves::{Hop, Input, Ways, check, job};
+use moves::{Counts, Hop, Input, Ways, check, job};
 pub use routes::Routes;
 use routes::Shape;
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
-use worker::{Ending, Staging, Worker};
+use worker::{After, Ending, Staging, Worker};
 
 /// How rows of received buffers are padded. A multiple of 1 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Dispatcher {
         // A group of its own: jobs begin on another thread, and the order of operations inside a group is all.
         let everybody: Vec<usize> = (0..members).collect();
         let ways = Ways { all: group.subgroup(&everybody)?, node };
-        let worker = Worker::start(format!("dispatch-{}", group.members()[me]))?;
+        let worker = Worker::start(&format!("dispatch-{}", group.members()[me]))?;
         Ok(Self { shape, path, ways, worker })
     }
 
@@ -179,13 +179,20 @@ impl Dispatcher {
             Routing { shape: self.shape, done: Arc::clone(&done), found: OnceLock::new() };
         let routing = Arc::new(routing);
         let (shape, ways, target) = (self.shape, self.ways.clone(), Arc::clone(&routing));
-        let begin = move |_: &mut Staging| {
-            let found = ways.route(shape, &chosen, slots)?;
-            target.found.set(found).expect("set only here");
+        let again = self.ways.clone();
+        let begin = move |_: &Staging| {
+            let counts = ways.start_counts(shape, &chosen)?;
+            Ok((chosen, counts))
+        };
+        let finish = move |(chosen, counts): (Vec<u32>, Counts), _: &Staging| {
+            let routes = Routes::new(shape, &chosen, slots, counts.wait()?);
+            let hops = again.exchange_lists(&routes)?;
+            target.found.set((routes, hops)).expect("set only here");
             Ok(())
         };
-        let route = job(Ending(done), begin, |(), _| Ok(()));
-        self.worker.push(worker::Job { alone: true, ..route });
+        // Lists of forwarders are exchanged in several rounds, for which peers must be at the same place.
+        let after = if self.path == Path::Direct { After::Nothing } else { After::All };
+        self.worker.push(job(after, Ending(done), begin, finish));
         Ok(Handle(routing))
     }
 
@@ -204,13 +211,13 @@ impl Dispatcher {
         if self.path == Path::Direct {
             return self.start_direct(handle, (tokens, Input::Tokens), row_bytes, make);
         }
-        let begin = move |way: &Way, staging: &mut Staging| {
+        let begin = move |way: &Way, staging: &Staging| {
             let (routes, hops) = way.routes_and_hops()?;
             let output = prepare(routes, (tokens.as_ref(), Input::Tokens), row_bytes, make)?;
             let hop = way.ways.start_hop(routes, hops, (tokens.as_ref(), row_bytes), staging)?;
             Ok((tokens, output, hop))
         };
-        let finish = move |way: &Way, (tokens, output, hop): (B, O, Hop), staging: &mut Staging| {
+        let finish = move |way: &Way, (tokens, output, hop): (B, O, Hop), staging: &Staging| {
             let (packed, came) = hop.wait()?;
             staging.give_back(packed);
             let inputs = (tokens.as_ref(), &came[..]);
@@ -244,19 +251,18 @@ impl Dispatcher {
         row_bytes: usize,
         make: impl FnOnce(&Routes) -> O + Send + 'static,
     ) -> Result<Pending<(B, O)>> {
-        let begin = move |way: &Way, staging: &mut Staging| {
+        let begin = move |way: &Way, staging: &Staging| {
             let routes = way.routes()?;
             let from = (input.as_ref(), rows);
             let output = prepare(routes, from, row_bytes, make)?;
             let moving = way.ways.start_direct(routes, from, (output, row_bytes), staging)?;
             Ok((input, moving))
         };
-        let finish =
-            |_: &Way, (input, moving): (B, Pending<(Vec<u8>, O)>), staging: &mut Staging| {
-                let (packed, output) = moving.wait()?;
-                staging.give_back(packed);
-                Ok((input, output))
-            };
+        let finish = |_: &Way, (input, moving): (B, Pending<(Vec<u8>, O)>), staging: &Staging| {
+            let (packed, output) = moving.wait()?;
+            staging.give_back(packed);
+            Ok((input, output))
+        };
         self.start(handle, begin, finish)
     }
 
@@ -272,7 +278,7 @@ impl Dispatcher {
         row_bytes: usize,
         mut output: O,
     ) -> Result<Pending<(B, O)>> {
-        let begin = move |way: &Way, staging: &mut Staging| {
+        let begin = move |way: &Way, staging: &Staging| {
             let routes = way.routes()?;
             check("rows to combine", rows.as_ref().len(), routes.rows(), row_bytes)?;
             let choices = Input::Choices.rows(routes);
@@ -280,23 +286,22 @@ impl Dispatcher {
             let home = way.ways.start_home(routes, (rows, row_bytes), output.as_mut(), staging)?;
             Ok((output, home))
         };
-        let finish = move |way: &Way,
-                           (mut output, home): (O, Pending<(B, Vec<u8>)>),
-                           staging: &mut Staging| {
-            let (rows, came) = home.wait()?;
-            way.ways.scatter(way.routes()?, &came, output.as_mut(), row_bytes);
-            staging.give_back(came);
-            Ok((rows, output))
-        };
+        let finish =
+            move |way: &Way, (mut output, home): (O, Pending<(B, Vec<u8>)>), staging: &Staging| {
+                let (rows, came) = home.wait()?;
+                way.ways.scatter(way.routes()?, &came, output.as_mut(), row_bytes);
+                staging.give_back(came);
+                Ok((rows, output))
+            };
         self.start(handle, begin, finish)
     }
 
-    /// Hands a movement to the thread: what begins it, and what waits for its end.
-    fn start<S: 'static, T: Any + Send>(
+    /// Hands a movement to the threads: what begins it, and what waits for its end.
+    fn start<S: Send + 'static, T: Any + Send>(
         &self,
         handle: &Handle,
-        begin: impl FnOnce(&Way, &mut Staging) -> Result<S> + Send + 'static,
-        finish: impl FnOnce(&Way, S, &mut Staging) -> Result<T> + Send + 'static,
+        begin: impl FnOnce(&Way, &Staging) -> Result<S> + Send + 'static,
+        finish: impl FnOnce(&Way, S, &Staging) -> Result<T> + Send + 'static,
     ) -> Result<Pending<T>> {
         if handle.0.shape != self.shape {
             return Err(Error::Invalid("a handle of another dispatcher".into()));
@@ -304,9 +309,10 @@ impl Dispatcher {
         let done = Completion::keeping(Box::new(()));
         let way = Arc::new(Way { handle: handle.clone(), ways: self.ways.clone() });
         let again = Arc::clone(&way);
-        let begin = move |staging: &mut Staging| begin(&way, staging);
-        let finish = move |begun, staging: &mut Staging| finish(&again, begun, staging);
-        self.worker.push(job(Ending(Arc::clone(&done)), begin, finish));
+        let begin = move |staging: &Staging| begin(&way, staging);
+        let finish = move |begun, staging: &Staging| finish(&again, begun, staging);
+        let after = After::End(Arc::clone(&handle.0.done));
+        self.worker.push(job(after, Ending(Arc::clone(&done)), begin, finish));
         Ok(Pending::new(done))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::hops::{self, Hops, Places, Source};
 use super::routes::{Routes, Shape, bytes, count};
-use super::worker::{Ending, Finish, Job, Staging};
+use super::worker::{After, Ending, Finish, Job, Staging};
 use super::{Readable, Writable};
 use crate::completion::Pending;
 use crate::error::{Error, Result};
@@ -23,22 +23,48 @@ pub(super) type Hop = Pending<(Vec<u8>, Vec<u8>)>;
 
 type Ranges = Vec<Vec<Range<usize>>>;
 
+/// Everybody's counts on their way.
+pub(super) struct Counts(Pending<(Words, Words)>);
+
+impl Counts {
+    /// The table `[members, experts]`.
+    pub(super) fn wait(self) -> Result<Vec<u32>> {
+        Ok(self.0.wait()?.1.0)
+    }
+}
+
+/// Numbers that travel as bytes.
+struct Words(Vec<u32>);
+
+impl AsRef<[u8]> for Words {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl AsMut<[u8]> for Words {
+    fn as_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// Makes a job of its two halves; whatever fails goes to `ending`.
-pub(super) fn job<S: 'static, T: Any + Send>(
+pub(super) fn job<S: Send + 'static, T: Any + Send>(
+    after: After,
     ending: Ending,
-    begin: impl FnOnce(&mut Staging) -> Result<S> + Send + 'static,
-    finish: impl FnOnce(S, &mut Staging) -> Result<T> + Send + 'static,
+    begin: impl FnOnce(&Staging) -> Result<S> + Send + 'static,
+    finish: impl FnOnce(S, &Staging) -> Result<T> + Send + 'static,
 ) -> Job {
-    let begin = move |staging: &mut Staging| -> Finish {
+    let begin = move |staging: &Staging| -> Finish {
         match begin(staging) {
-            Ok(begun) => Box::new(move |staging: &mut Staging| ending.give(finish(begun, staging))),
+            Ok(begun) => Box::new(move |staging: &Staging| ending.give(finish(begun, staging))),
             Err(error) => {
                 ending.give::<()>(Err(error));
                 Box::new(|_| ())
             }
         }
     };
-    Job { alone: false, begin: Box::new(begin) }
+    Job { after, begin: Box::new(begin) }
 }
 
 /// A buffer's length must be what the routes say.
@@ -82,23 +108,22 @@ impl Input {
 }
 
 impl Ways {
-    /// Exchanges counts, and the forwarders' lists where there are any. Waits.
-    pub(super) fn route(
-        &self,
-        shape: Shape,
-        chosen: &[u32],
-        slots: usize,
-    ) -> Result<(Routes, Option<Hops>)> {
-        let experts = shape.members * shape.owned;
-        let own = count(chosen, experts)?;
-        let mut counts = vec![0; experts * shape.members];
-        self.all.all_gather(&own, &mut counts)?;
-        let routes = Routes::new(shape, chosen, slots, counts);
-        let hops = self.node.as_ref().map(|(_, places)| self.exchange_lists(&routes, places));
-        Ok((routes, hops.transpose()?))
+    /// Starts the exchange of counts for `chosen`.
+    pub(super) fn start_counts(&self, shape: Shape, chosen: &[u32]) -> Result<Counts> {
+        let own = count(chosen, shape.members * shape.owned)?;
+        let each = size_of_val(&own[..]);
+        let mut all = vec![0u32; own.len() * shape.members];
+        all[shape.me * own.len()..][..own.len()].copy_from_slice(&own);
+        let to_all = without(vec![vec![0..each]; shape.members], shape.me);
+        let of = |member: usize| vec![member * each..(member + 1) * each];
+        let from_all = without((0..shape.members).map(of).collect(), shape.me);
+        let (own, all) = (Words(own), Words(all));
+        Ok(Counts(self.all.start_all_to_all((own, &to_all), (all, &from_all))?))
     }
 
-    fn exchange_lists(&self, routes: &Routes, places: &Places) -> Result<Hops> {
+    /// Exchanges the forwarders' lists, where tokens are forwarded. Waits.
+    pub(super) fn exchange_lists(&self, routes: &Routes) -> Result<Option<Hops>> {
+        let Some((_, places)) = &self.node else { return Ok(None) };
         let (me, members) = (routes.shape.me, routes.shape.members);
         let node = places.node_of[me];
         let leaving = hops::leaving(routes, places, node);
@@ -139,7 +164,7 @@ impl Ways {
             sources.push(Source { member, tokens, positions: positions.to_vec() });
             rest = after;
         }
-        Ok(Hops { leaving, sources })
+        Ok(Some(Hops { leaving, sources }))
     }
 
     /// Packs what leaves, keeps what stays, and starts the exchange into `output`.
@@ -148,7 +173,7 @@ impl Ways {
         routes: &Routes,
         (input, rows): (&[u8], Input),
         (mut output, row_bytes): (O, usize),
-        staging: &mut Staging,
+        staging: &Staging,
     ) -> Result<Pending<(Vec<u8>, O)>> {
         let me = routes.shape.me;
         let mut packed = staging.take(routes.order.len() * row_bytes);
@@ -177,7 +202,7 @@ impl Ways {
         routes: &Routes,
         hops: &Hops,
         (tokens, row_bytes): (&[u8], usize),
-        staging: &mut Staging,
+        staging: &Staging,
     ) -> Result<Hop> {
         let (_, places) = self.node.as_ref().expect("hops are made of places");
         let (sends, leaving_bytes) = hops.outgoing(places, routes.shape.me, row_bytes);
@@ -196,7 +221,7 @@ impl Ways {
         (routes, hops): (&Routes, &Hops),
         (tokens, came): (&[u8], &[u8]),
         (mut output, row_bytes): (O, usize),
-        staging: &mut Staging,
+        staging: &Staging,
     ) -> Result<O> {
         let (node, places) = self.node.as_ref().expect("hops are made of places");
         let me = routes.shape.me;
@@ -242,7 +267,7 @@ impl Ways {
         routes: &Routes,
         (rows, row_bytes): (B, usize),
         output: &mut [u8],
-        staging: &mut Staging,
+        staging: &Staging,
     ) -> Result<Pending<(B, Vec<u8>)>> {
         let me = routes.shape.me;
         for (local, expert) in routes.owned(me).enumerate() {

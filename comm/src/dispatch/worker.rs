@@ -1,18 +1,18 @@
-//! The thread behind a dispatcher: packs, starts exchanges, forwards and scatters, so that its caller only waits.
+//! The threads behind a dispatcher: one packs and starts exchanges, the other waits for them, forwards and scatters, so
+//! that the caller only waits, and the next exchange is under way before the one before it has arrived.
 //!
 //! Jobs begin in the order of the calls, which is the same on all members, and end in that order. Up to [`AHEAD`] are
-//! in flight: a job's beginning never waits for a peer, so a member that is still ending an older job cannot hold up
-//! one that has begun a newer one. The count exchange does wait; it runs alone.
+//! in flight. A beginning waits for ends of older jobs only, and an end for beginnings of the same job on its peers: no
+//! two members ever wait for each other. A job that waits for peers in its beginning runs alone.
 
 use crate::completion::Completion;
 use crate::error::{Error, Result};
 use std::any::Any;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Jobs that have begun and not ended.
+/// Jobs that have begun and not ended, the one beside them that has begun and not been handed over left out.
 const AHEAD: usize = 4;
 
 /// Jobs that wait; further calls wait too.
@@ -22,23 +22,34 @@ const QUEUE: usize = 64;
 const SPARE: usize = 2 * AHEAD;
 
 /// The second half of a job: waits for what the first has started.
-pub(super) type Finish = Box<dyn FnOnce(&mut Staging)>;
+pub(super) type Finish = Box<dyn FnOnce(&Staging) + Send>;
 
-/// A call on its way to the thread.
+/// A call on its way to the threads.
 pub(super) struct Job {
-    /// Whether everything before must have ended, and this before anything later begins.
-    pub(super) alone: bool,
-    pub(super) begin: Box<dyn FnOnce(&mut Staging) -> Finish + Send>,
+    /// What must be known before it begins.
+    pub(super) after: After,
+    pub(super) begin: Box<dyn FnOnce(&Staging) -> Finish + Send>,
+}
+
+/// What a job's beginning needs of older ones.
+#[derive(Debug)]
+pub(super) enum After {
+    /// Nothing.
+    Nothing,
+    /// The end of this one.
+    End(Arc<Completion>),
+    /// The end of all, and its own before anything later begins.
+    All,
 }
 
 /// Buffers that go round, so that their pages are not faulted in again for every job.
 #[derive(Debug, Default)]
-pub(super) struct Staging(Vec<Vec<u8>>);
+pub(super) struct Staging(Mutex<Vec<Vec<u8>>>);
 
 impl Staging {
     /// A buffer of this length, with any contents.
-    pub(super) fn take(&mut self, bytes: usize) -> Vec<u8> {
-        let mut buffer = self.0.pop().unwrap_or_default();
+    pub(super) fn take(&self, bytes: usize) -> Vec<u8> {
+        let mut buffer = self.spare().pop().unwrap_or_default();
         if buffer.len() < bytes {
             // Not `resize` alone: it would copy the old contents to the new place.
             buffer.clear();
@@ -47,10 +58,15 @@ impl Staging {
         buffer
     }
 
-    pub(super) fn give_back(&mut self, buffer: Vec<u8>) {
-        if self.0.len() < SPARE {
-            self.0.push(buffer);
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare();
+        if spare.len() < SPARE {
+            spare.push(buffer);
         }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,28 +89,39 @@ impl Drop for Ending {
     }
 }
 
-/// The thread. Ends, after its last job, when dropped.
+/// The threads. They end, after their last job, when dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
     jobs: Option<SyncSender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("alone", &self.alone).finish_non_exhaustive()
+        f.debug_struct("Job").field("after", &self.after).finish_non_exhaustive()
     }
 }
 
 impl Worker {
-    pub(super) fn start(name: String) -> Result<Self> {
+    pub(super) fn start(name: &str) -> Result<Self> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new().name(name).spawn(move || run(&queue));
-        let thread = thread.map_err(|source| Error::io("starting a dispatch thread", source))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let (begun, ends) = sync_channel(AHEAD - 1);
+        let staging = Arc::new(Staging::default());
+        let mut worker = Self { jobs: Some(jobs), threads: Vec::new() };
+        let also = Arc::clone(&staging);
+        worker.spawn(format!("{name}-end"), move || end(&ends, &staging))?;
+        worker.spawn(format!("{name}-begin"), move || begin(&queue, &begun, &also))?;
+        Ok(worker)
     }
 
-    /// Hands a job over. When the thread is gone, the job's [`Ending`] tells its caller.
+    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name).spawn(run);
+        let failed = |source| Error::io("starting a dispatch thread", source);
+        self.threads.push(thread.map_err(failed)?);
+        Ok(())
+    }
+
+    /// Hands a job over. When the threads are gone, the job's [`Ending`] tells its caller.
     pub(super) fn push(&self, job: Job) {
         let sender = self.jobs.as_ref().expect("there until dropped");
         drop(sender.send(job));
@@ -104,37 +131,42 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("a dispatch thread panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a dispatch thread panicked");
+            }
         }
     }
 }
 
-fn run(queue: &Receiver<Job>) {
-    let mut staging = Staging::default();
-    let mut begun: VecDeque<Finish> = VecDeque::new();
-    loop {
-        let next = match begun.len() {
-            0 => queue.recv().map_err(|_| TryRecvError::Disconnected),
-            AHEAD.. => Err(TryRecvError::Empty),
-            _ => queue.try_recv(),
-        };
-        match next {
-            Ok(job) => {
-                let alone = job.alone;
-                if alone {
-                    begun.drain(..).for_each(|finish| finish(&mut staging));
-                }
-                begun.push_back((job.begin)(&mut staging));
-                if alone {
-                    begun.drain(..).for_each(|finish| finish(&mut staging));
-                }
+fn begin(queue: &Receiver<Job>, begun: &SyncSender<Finish>, staging: &Staging) {
+    // Whoever cannot hand a job over drops it, and its `Ending` tells the caller.
+    let hand_over = |finish: Finish| drop(begun.send(finish));
+    let all_ended = || {
+        let (tell, told) = sync_channel::<()>(1);
+        hand_over(Box::new(move |_: &Staging| drop(tell)));
+        // Disconnected once the sender is dropped.
+        let _ended = told.recv();
+    };
+    for job in queue {
+        match job.after {
+            After::Nothing => hand_over((job.begin)(staging)),
+            After::End(older) => {
+                // Its error is also the job's: beginning tells the caller.
+                drop(older.wait());
+                hand_over((job.begin)(staging));
             }
-            Err(error) => match begun.pop_front() {
-                Some(finish) => finish(&mut staging),
-                None if error == TryRecvError::Disconnected => return,
-                None => {}
-            },
+            After::All => {
+                all_ended();
+                hand_over((job.begin)(staging));
+                all_ended();
+            }
         }
+    }
+}
+
+fn end(ends: &Receiver<Finish>, staging: &Staging) {
+    for finish in ends {
+        finish(staging);
     }
 }

@@ -107,6 +107,36 @@ fn slow_copies_give_the_same_bits_as_shared_buckets() {
     }
 }
 
+/// What a rank sums itself stays where it lies; the rest passes through the rings.
+#[test]
+fn private_tensors_in_host_memory_give_the_same_bits_as_shared_buckets() {
+    for grid in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)] {
+        for elements in [0, 1, 64, 65, 5000] {
+            let ranks = grid.0 * grid.1;
+            let inputs: Vec<Vec<f32>> = (0..ranks).map(|rank| noise(23, rank, elements)).collect();
+            let expected = reference(&inputs);
+            on_grid(grid, elements as u64, |comm, members| {
+                let options = Options { chunk_bytes: 256, ..Options::default() };
+                let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
+                let device = Box::new(HostTensor { data: inputs[comm.rank().index()].clone() });
+                let bucket = reducer.private_bucket(DType::F32, elements, device).expect("memory");
+                for round in 0..2i32 {
+                    reducer.all_reduce(&bucket).expect("started").wait().expect("reduced");
+                    let mut found = vec![0f32; elements];
+                    let to = Memory::of(&mut found[..]);
+                    let copied = bucket.with_device(|device| device.copy_to_host(0..elements, to));
+                    copied.expect("a private bucket").expect("host memory does not refuse");
+                    // The second time the sum of equal buckets.
+                    let times = (ranks as f32).powi(round);
+                    let wrong = |(a, b): (&f32, &f32)| a.to_bits() != (b * times).to_bits();
+                    let wrong = found.iter().zip(&expected).position(wrong);
+                    assert_eq!(wrong, None, "{grid:?}, {elements} elements, round {round}");
+                }
+            });
+        }
+    }
+}
+
 #[test]
 fn private_buckets_refuse_what_they_cannot_do() {
     on_grid((1, 2), 2, |comm, members| {

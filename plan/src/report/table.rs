@@ -1,6 +1,6 @@
 //! The report as a table of at most 100 columns: section, item, value with its unit, remark.
 
-use super::Report;
+use super::{Report, StepBound};
 use crate::model_spec::{Attention, ModelSpec};
 use crate::traffic::Sent;
 use crate::train_plan::{Compute, Device, Reduction, Source, TokenizerPlan, TrainPlan};
@@ -128,6 +128,7 @@ impl Report {
         if plan.parallel.data > 1 {
             self.traffic(table)?;
         }
+        self.step_bound(table)?;
         table.section = "checkpoint";
         table.row("of the whole job", &binary(self.checkpoint_bytes), "fp32 weights and moments")
     }
@@ -153,6 +154,24 @@ impl Report {
             row("rows from experts", traffic.combine, "; experts equally loaded")?;
         }
         row("total", traffic.total(), "")
+    }
+
+    fn step_bound(&self, table: &mut Table<'_, '_>) -> fmt::Result {
+        let Some(StepBound { speeds, bound }) = &self.step_bound else { return Ok(()) };
+        table.section = "least step";
+        let speed = decimal(speeds.flops_per_s, "FLOP/s");
+        let products = format!("matrix products at {speed} a rank");
+        table.row("computation", &seconds(bound.compute_s), &products)?;
+        if bound.transfer_s > 0.0 {
+            let link = decimal(8.0 * speeds.link_bytes_per_s, "bit/s");
+            let link = format!("between nodes, at {link} a node");
+            table.row("transfers", &seconds(bound.transfer_s), &link)?;
+        }
+        let hidden = match bound.transfer_s {
+            0.0 => String::new(),
+            _ => format!("{:.0} % of the transfers are hidden", 100.0 * bound.hidden()),
+        };
+        table.row("critical path", &seconds(bound.step_s), &hidden)
     }
 
     fn remarks(&self, table: &mut Table<'_, '_>) -> fmt::Result {
@@ -317,6 +336,11 @@ fn decimal(value: f64, unit: &str) -> String {
         ["", "k", "M", "G", "T", "P", "E", "Z", "Y"].as_slice()
     };
     scaled(value, 1000.0, prefixes, unit)
+}
+
+/// Four significant digits or so: `12.34 s`, `345.6 ms`.
+fn seconds(value: f64) -> String {
+    if value < 1.0 { format!("{:.1} ms", 1e3 * value) } else { format!("{value:.2} s") }
 }
 
 /// Two decimals and a binary prefix: `1.50 GiB`.

@@ -54,8 +54,7 @@ pub trait DeviceCopy: Send {
 
     /// `elements` where they lie, if the processor can read and write them there: the pieces that this rank sums itself
     /// then need no copies. None on a device.
-    fn in_host_memory(&mut self, elements: Range<usize>) -> Option<Memory> {
-        drop(elements);
+    fn in_host_memory(&mut self, _elements: Range<usize>) -> Option<Memory> {
         None
     }
 }

@@ -114,9 +114,9 @@ impl Ways {
         let each = size_of_val(&own[..]);
         let mut all = vec![0u32; own.len() * shape.members];
         all[shape.me * own.len()..][..own.len()].copy_from_slice(&own);
-        let to_all = without(vec![vec![0..each]; shape.members], shape.me);
-        let of = |member: usize| vec![member * each..(member + 1) * each];
-        let from_all = without((0..shape.members).map(of).collect(), shape.me);
+        let part = |of: usize| std::iter::once(of * each..(of + 1) * each).collect();
+        let to_all = without(vec![part(0); shape.members], shape.me);
+        let from_all = without((0..shape.members).map(part).collect(), shape.me);
         let (own, all) = (Words(own), Words(all));
         Ok(Counts(self.all.start_all_to_all((own, &to_all), (all, &from_all))?))
     }

@@ -63,3 +63,27 @@ fn published_models_have_their_published_sizes() {
     assert!((billions(&flops["forward"]) - 83.48).abs() < 0.005, "{flops}");
     assert!((billions(&flops["training"]) - 250.4).abs() < 0.05, "{flops}");
 }
+
+#[test]
+fn speeds_give_the_least_time_of_a_step() {
+    let desk = Desk::new("");
+    let layout = ["--nodes", "2", "--set", "parallel.data=2", "--set", "parallel.expert=2"];
+    let least = |gflops: &str, gbit: &str| -> f64 {
+        let speeds = ["--gflops", gflops, "--gbit", gbit, "--json"];
+        let json = plan(&desk, "debug_moe", &[&layout[..], &speeds].concat());
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        value["step_bound"]["step_s"].as_f64().unwrap()
+    };
+    let slow = least("1", "1");
+    assert!(least("2", "1") < slow && least("1", "10") < slow);
+    let table = plan(&desk, "debug_moe", &[&layout[..], &["--gflops", "1"]].concat());
+    assert!(table.contains("critical path") && table.contains("10.00 Gbit/s a node"), "{table}");
+    for (arguments, says) in [
+        (&["--gflops", "0"][..], "must be greater than 0"),
+        (&["--gflops", "fast"], "not a number"),
+        (&["--gbit", "1"], "--gflops"),
+    ] {
+        let ended = desk.run(&[&["plan", "debug_moe.toml"], arguments].concat());
+        assert!(ended.code != 0 && ended.stderr.contains(says), "{arguments:?}: {}", ended.stderr);
+    }
+}

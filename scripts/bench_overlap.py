@@ -6,7 +6,7 @@
 `rows`: two ranks share the experts; the link is shaped so that the exchanges of rows alone take as long as the step's
 computation. `reduce`: two ranks hold a whole network each; the link is shaped so that reducing all gradient buckets but
 the last takes 60 % of the last micro-batch's backward pass. The rate is found from a short run, unless it is given. Then
-steps with overlap, without it and transfers alone run in turn (`trainer/examples/overlap.rs`), and medians over the
+steps with overlap and without it run in turn, then transfers alone (`trainer/examples/overlap.rs`), and medians over the
 rounds are printed: hidden = 1 - exposed / alone, and the step beside the critical path of its program.
 """
 
@@ -132,6 +132,14 @@ def summary(experiment, report):
     return out
 
 
+def hidden_from_the_last(reports):
+    """Share of the early buckets' reductions that is hidden on the rank whose backward pass ended last in its round: the
+    other one also waits for that pass, which no link can hide."""
+    waits = [min(pair) for pair in zip(*([step["reduce_exposed"] for step in report["on"]] for report in reports))]
+    alone = statistics.median(of(report["alone"], "reduce_under_way") for report in reports)
+    return statistics.median(waits), 1 - statistics.median(waits) / alone
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", choices=EXPERIMENTS)
@@ -153,6 +161,9 @@ def main():
     for report in reports:
         for key, value in summary(arguments.experiment, report).items():
             print(f"  {key:<28} {value:.4g}" if isinstance(value, float) else f"  {key:<28} {value}")
+    if arguments.experiment == "reduce":
+        exposed, hidden = hidden_from_the_last(reports)
+        print(f"  on the rank that ended its backward pass last: exposed {exposed:.4g} s, hidden {hidden:.4g}")
 
 
 if __name__ == "__main__":

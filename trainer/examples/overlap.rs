@@ -43,13 +43,13 @@ struct Arguments {
     /// Overrides of recipe keys.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Interleaved triples of a step with overlap, one without, and transfers alone.
+    /// Interleaved pairs of a step with overlap and one without; then so many of transfers alone.
     #[arg(long, default_value_t = 12)]
     rounds: usize,
 }
 
 /// What is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Mode {
     On,
     Off,
@@ -152,7 +152,7 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
     let reader = rank.reader()?;
     let fill = |batch| Ok(Filled::new(&reader, batch)?);
     let filled = input.batches.iter().map(fill).collect::<Result<Vec<Filled>>>()?;
-    let mut logs: HashMap<&str, Vec<Log>> = HashMap::new();
+    let mut logs: HashMap<Mode, Vec<Log>> = HashMap::new();
     let mut report = Report {
         rank: rank.ranks.rank(),
         same_bits,
@@ -162,30 +162,39 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
         bound: Bound::default(),
         exchanges: plan_exchanges(&rank),
     };
-    for round in 0..=rounds {
-        for mode in [Mode::On, Mode::Off, Mode::Alone] {
-            let program = if mode == Mode::Off { &off } else { &on };
-            rank.ranks.barrier()?;
-            let (log, took) = step(plan, &mut rank, (mode, program), (&input, &filled))?;
-            // The first round warms up.
-            if round == 0 {
-                continue;
-            }
-            let (list, name) = match mode {
-                Mode::On => (&mut report.on, "on"),
-                Mode::Off => (&mut report.off, "off"),
-                Mode::Alone => (&mut report.alone, "alone"),
-            };
-            list.push(measured(&log, took, program.micro_batches));
-            logs.entry(name).or_default().push(log);
-        }
+    // A step and its other half in turn, first one first, then the other; the transfers alone behind all of them: what they
+    // give back to the kernel would be missing in the step after.
+    let pairs = (0..=rounds).map(|round| match round % 2 {
+        0 => [Mode::On, Mode::Off],
+        _ => [Mode::Off, Mode::On],
+    });
+    let alone = (0..=rounds).map(|_| [Mode::Alone]);
+    let modes = pairs.flatten().chain(alone.flatten());
+    for mode in modes {
+        let program = if mode == Mode::Off { &off } else { &on };
+        rank.ranks.barrier()?;
+        let (log, took) = step(plan, &mut rank, (mode, program), (&input, &filled))?;
+        let list = match mode {
+            Mode::On => &mut report.on,
+            Mode::Off => &mut report.off,
+            Mode::Alone => &mut report.alone,
+        };
+        list.push(measured(&log, took, program.micro_batches));
+        logs.entry(mode).or_default().push(log);
+    }
+    // The first of each warms up.
+    for list in [&mut report.on, &mut report.off, &mut report.alone] {
+        list.remove(0);
+    }
+    for list in logs.values_mut() {
+        list.remove(0);
     }
     let mut costs = Costs::default();
-    logs.remove("off").into_iter().flatten().for_each(|log| {
+    logs.remove(&Mode::Off).into_iter().flatten().for_each(|log| {
         costs.computation(&log);
         costs.exchanges(&log);
     });
-    logs.remove("alone").into_iter().flatten().for_each(|log| costs.buckets(&log));
+    logs.remove(&Mode::Alone).into_iter().flatten().for_each(|log| costs.buckets(&log));
     report.bound = costs.bound(&rank, &on, median);
     rank.ranks.barrier()?;
     Ok(report)

@@ -13,7 +13,7 @@ use crate::slurm::pilot::{self, Pilot};
 use crate::slurm::settings::{Settings, SlurmArgs, SlurmConfig};
 use crate::slurm::submission::PREFIX;
 use jiff::Zoned;
-use lampyris_worker::client::Target;
+use lampyris_worker::client::{ClientError, Target};
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::SignalKind;
@@ -96,7 +96,7 @@ pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8,
     let host = allocation::reachable(&node)?;
     let options = args.offer.options(node.clone(), host, &args.cluster, environment)?;
     let target = options.scheduler.clone();
-    come_back(&target, &node);
+    come_back(&target, &node)?;
     work_until(options, async move {
         one_of(SignalKind::terminate(), SignalKind::user_defined2()).await;
         let left = tokio::task::spawn_blocking(move || leave(&target, &node)).await;
@@ -108,16 +108,21 @@ pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8,
 
 /// Takes the node back that a pilot before this one may have left from, however long the scheduler is away: Slurm ends
 /// the wait.
-fn come_back(target: &Target, node: &str) {
+fn come_back(target: &Target, node: &str) -> Result<(), CliError> {
     let mut said = false;
     loop {
         match Scheduler::connect(target).and_then(|scheduler| resume_node(&scheduler, node)) {
             // Refused: a node that never was here is not known yet.
-            Ok(_) | Err(CliError::Refused { .. }) => return,
-            Err(error) if !std::mem::replace(&mut said, true) => {
-                tracing::warn!(%error, "the scheduler cannot be reached; trying until it can");
+            Ok(_) | Err(CliError::Refused { .. }) => return Ok(()),
+            Err(
+                error @ (CliError::Client(ClientError::Connect { .. })
+                | CliError::SchedulerLost { .. }),
+            ) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(%error, "trying until the scheduler answers");
+                }
             }
-            Err(_) => {}
+            Err(error) => return Err(error),
         }
         thread::sleep(LOOK_PERIOD);
     }

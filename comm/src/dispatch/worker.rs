@@ -2,8 +2,8 @@
 //! that the caller only waits, and the next exchange is under way before the one before it has arrived.
 //!
 //! Jobs begin in the order of the calls, which is the same on all members, and end in that order. Up to [`AHEAD`] are
-//! in flight. A beginning waits for ends of older jobs only, and an end for beginnings of the same job on its peers: no
-//! two members ever wait for each other. A job that waits for peers in its beginning runs alone.
+//! in flight. A beginning waits for ends of older jobs only, and an end for the same job on its peers: no two members ever
+//! wait for each other. A job whose end takes several rounds with its peers runs alone.
 
 use crate::completion::Completion;
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Jobs that have begun and not ended, the one beside them that has begun and not been handed over left out.
+/// Jobs that have begun and not ended, without one more that has begun and waits to be handed over.
 const AHEAD: usize = 4;
 
 /// Jobs that wait; further calls wait too.

@@ -3,14 +3,15 @@
 //! in turns. Each runs until it needs rows that are still under way; the other computes while they fly.
 //!
 //! ```text
-//! backward of m0    attention, merge, start combine, weights, shared |  | experts, start dispatch, weights |
-//! forward of m1                                                     | experts, start combine |            | merge, attention, start dispatch, shared
+//! forward of m1     experts, start combine |                                  | merge, attention, start dispatch | ...
+//! backward of m0                           | experts, start dispatch, weights |                                  | ...
 //! ```
 //!
-//! Weight gradients of a backward pass wait until its next exchange has started, or that of the micro-batch behind it in
-//! the same leaf: they are what computes while rows fly, and nothing waits for them. The turns go on from one micro-batch to the next: the next forward pass begins before the
-//! backward pass beside it has ended, so that rows also fly under heads, dense layers and embedding. Activations of two
-//! micro-batches are alive at a time, and for a moment those before the first exchange of a third.
+//! Weight gradients of a backward pass, for which nothing waits, stand behind the start of its next exchange, or behind the
+//! first one of the next micro-batch of the same leaf: they compute while rows fly. The turns go on from one micro-batch
+//! to the next: a forward pass begins before the backward pass beside the one in front of it has ended, so that rows also
+//! fly under heads, dense layers and embedding. Activations of two micro-batches are alive at a time, and for a moment
+//! those before the first exchange of a third.
 //!
 //! Bits are those of the sequential program: to every parameter, contributions come in the order of micro-batches. Heads
 //! make weight gradients in their forward pass, so they run with the backward pass that follows them.

@@ -6,6 +6,7 @@
 
 #[cfg(debug_assertions)]
 pub mod fail_point;
+pub mod regular;
 
 #[cfg(not(debug_assertions))]
 mod fail_point {
@@ -42,7 +43,7 @@ pub trait Disk: Send + Sync + Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes a file; `AlreadyExists` if the name is taken.
     fn create(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
-    /// Opens a file for reading.
+    /// Opens a file for reading; `InvalidData` if something else than a regular file has that name.
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
     /// Opens an existing file for [`DiskFile::append`].
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
@@ -74,6 +75,17 @@ pub trait DiskFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// Reads a whole file of at most `most_bytes` bytes.
+///
+/// # Errors
+/// `InvalidData` if it is longer, or no regular file; failures of the disk.
+pub fn read_whole(disk: &dyn Disk, path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, Access::Plain)?;
+    let mut bytes = vec![0; regular::bounded(file.length()?, most_bytes)?];
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealDisk;
@@ -96,7 +108,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
-        let file = File::open(path)?;
+        let file = regular::open(path)?;
         if access == Access::Bulk {
             set_direct(&file, true);
         }
@@ -104,7 +116,7 @@ impl Disk for RealDisk {
     }
 
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).append(true).open(path)?))
+        Ok(Box::new(regular::open_append(path)?))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// Every checkpoint that might be loaded is damaged.
     #[error(
-        "run {} has no good checkpoint left; start a new run, or look at what was quarantined:{}",
+        "run {} has no good checkpoint left: put one back, or start a new run:{}",
         dir.display(), bullets(problems)
     )]
     NoneGood {
@@ -111,6 +111,28 @@ pub enum Error {
         dir: PathBuf,
         /// What is wrong with each.
         problems: Vec<String>,
+    },
+    /// The records of a run and its checkpoints do not fit together, so that nobody can say which of them go on.
+    #[error(
+        "run {0}: {problem}; nothing was changed. `lampyris checkpoint repair {0}` writes lineage.jsonl anew from the \
+         checkpoints that are there (--dry-run only says how) and deletes nothing", dir.display()
+    )]
+    Lineage {
+        /// The run directory.
+        dir: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// A name or a record with a number that no attempt has.
+    #[error(
+        "{} names attempt {number}, and attempts are numbered up to {}: rename or remove it", path.display(),
+        crate::lineage::MAX_ATTEMPT
+    )]
+    AttemptNumber {
+        /// The file or folder.
+        path: PathBuf,
+        /// The number in it.
+        number: String,
     },
     /// A checkpoint of another format.
     #[error(
@@ -227,6 +249,10 @@ impl Error {
             }
             _ => Error::Io { doing, path, source },
         }
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        matches!(self, Error::Superseded { .. })
     }
 
     /// Whether a checkpoint was found damaged, so that an older one should be tried.

@@ -21,6 +21,11 @@ use xxhash_rust::xxh3::xxh3_64;
 pub const FORMAT: u32 = 1;
 /// Default size of a chunk: the unit of checksums, of parallel transfers, and of what is read to get one value.
 pub const CHUNK_BYTES: usize = 4 << 20;
+/// Largest chunk that is read: it has to fit into memory once per thread.
+pub(crate) const MAX_CHUNK_BYTES: usize = 1 << 30;
+/// Largest manifest or index that is written, read or sent. An index takes about 20 bytes per chunk and 120 per piece: this
+/// is enough for 200 TB of data in one file.
+pub(crate) const MAX_JSON_BYTES: u64 = 1 << 30;
 /// Pieces begin at multiples of this many bytes, so that no element straddles a chunk.
 pub(crate) const PIECE_ALIGN_BYTES: u64 = 64;
 
@@ -203,8 +208,22 @@ pub(crate) fn seal(manifest: &Manifest) -> Result<Vec<u8>> {
         let sealed = Sealed { xxh3: Checksum::of(body.get().as_bytes()), body };
         serde_json::to_vec(&sealed)
     };
-    write()
-        .map_err(|e| Error::Incomplete { problem: format!("the manifest has no JSON form: {e}") })
+    let text = write().map_err(|e| Error::Incomplete {
+        problem: format!("the manifest has no JSON form: {e}"),
+    })?;
+    check_length(&text).map(|()| text)
+}
+
+/// Refuses to write a manifest or an index that no reader would take.
+pub(crate) fn check_length(text: &[u8]) -> Result<()> {
+    if text.len() as u64 <= MAX_JSON_BYTES {
+        return Ok(());
+    }
+    let problem = format!(
+        "a list of its tensors or pieces has {} bytes, at most {MAX_JSON_BYTES} can be read; use more ranks",
+        text.len()
+    );
+    Err(Error::Incomplete { problem })
 }
 
 /// Reads a manifest back. The errors are [`Error::Corrupt`] and [`Error::NewerFormat`].

@@ -3,7 +3,9 @@
 //! Links no libtorch: tensors are plain `f32` slices here, so `lampyris export` and `lampyris checkpoint` run on a login
 //! node.
 
+mod agreement;
 mod aligned;
+mod claims;
 pub mod disk;
 mod error;
 pub mod format;
@@ -11,6 +13,7 @@ pub mod hf;
 mod lineage;
 mod ranks;
 mod read;
+mod repair;
 mod replica;
 pub mod report;
 mod restore;
@@ -24,9 +27,10 @@ pub mod tensors;
 
 pub use error::{Error, Result};
 pub use format::{CheckpointId, Digests, Manifest};
-pub use lineage::{Lineage, Record};
+pub use lineage::{Lineage, MAX_ATTEMPT, Record};
 pub use ranks::{AllGather, Ranks, WORD_BYTES};
 pub use read::{Reader, Request};
+pub use repair::Repaired;
 pub use replica::{HostMemory, Neighbour, Replica, Shift};
 pub use restore::Restored;
 pub use resume::{Loaded, Quarantined};

@@ -3,15 +3,18 @@
 //! A load is a set of ranges. They are cut along the chunks that hold them, each chunk is read once, checked against its
 //! checksum, and copied to where its ranges belong; a few threads take chunks in file order.
 
+use crate::agreement::{self, Extent};
 use crate::aligned::Aligned;
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{self, Access, Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::format::{
-    Checksum, MANIFEST_FILE, Manifest, PieceEntry, ShardEntry, ShardIndex, data_file, index_file,
-    parse, unseal,
+    CheckpointId, Checksum, MANIFEST_FILE, MAX_JSON_BYTES, Manifest, PieceEntry, ShardEntry,
+    ShardIndex, data_file, index_file, parse, unseal,
 };
+use crate::lineage::MAX_ATTEMPT;
 use crate::tensors::Kind;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +32,8 @@ pub struct Request<'a> {
     pub out: &'a mut [f32],
 }
 
-/// An open checkpoint whose manifest, indexes and file lengths are known to be right. Values are checked as they are
-/// read.
+/// An open checkpoint whose manifest, indexes and file lengths are known to be right and to make sense together
+/// (`agreement.rs`). Values are checked as they are read.
 #[derive(Debug)]
 pub struct Reader {
     disk: Arc<dyn Disk>,
@@ -64,13 +67,29 @@ impl Reader {
     /// Opens the committed checkpoint in `dir`.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] names the file that is missing, truncated or altered; [`Error::NewerFormat`].
+    /// [`Error::Corrupt`] names the file that is missing, truncated, altered or makes no sense; [`Error::NewerFormat`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader> {
+        Reader::open_extent(Extent::Whole, disk, dir)
+    }
+
+    /// Opens a folder that holds the shards of some ranks of a checkpoint, as in the memory of a node.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub(crate) fn open_part(disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader> {
+        Reader::open_extent(Extent::Part, disk, dir)
+    }
+
+    fn open_extent(extent: Extent, disk: Arc<dyn Disk>, dir: &Path) -> Result<Reader> {
         let manifest = read_manifest(disk.as_ref(), dir)?;
         let mut shards = Vec::with_capacity(manifest.shards.len());
         for entry in &manifest.shards {
             shards.push(Shard::open(disk.as_ref(), dir, entry)?);
         }
+        let indexes = shards.iter().map(|shard| &shard.index);
+        let agreeing: Vec<_> = manifest.shards.iter().zip(indexes).collect();
+        agreement::check(extent, &manifest.tensors, manifest.world, &agreeing)
+            .map_err(|problem| Error::corrupt(dir, &problem.file, problem.what))?;
         let mut pieces: HashMap<(String, Kind), Vec<(usize, usize)>> = HashMap::new();
         for (shard, held) in shards.iter().enumerate() {
             for (piece, entry) in held.index.pieces.iter().enumerate() {
@@ -78,7 +97,11 @@ impl Reader {
             }
         }
         for held in pieces.values_mut() {
-            held.sort_by_key(|&(shard, piece)| shards[shard].index.pieces[piece].start);
+            // An empty piece stands before the one that begins at the same element.
+            held.sort_by_key(|&(shard, piece)| {
+                let piece = &shards[shard].index.pieces[piece];
+                (piece.start, piece.len)
+            });
         }
         let dir = dir.to_path_buf();
         Ok(Reader { disk, dir, manifest, shards, pieces, last: Mutex::new(None) })
@@ -92,6 +115,11 @@ impl Reader {
     /// What the checkpoint says about itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What a reader of its values says who finds that they make no sense.
+    pub fn damaged(&self, problem: String) -> Error {
+        Error::corrupt(&self.dir, MANIFEST_FILE, problem)
     }
 
     /// Bytes of all data files.
@@ -292,12 +320,7 @@ impl Reader {
 
 impl Shard {
     fn open(disk: &dyn Disk, dir: &Path, entry: &ShardEntry) -> Result<Shard> {
-        let name = index_file(entry.rank);
         let index = read_index(disk, dir, entry)?;
-        if index.chunks.len() as u64 != entry.data_bytes.div_ceil(index.chunk_bytes.max(1) as u64) {
-            let problem = "it has not one checksum per chunk".to_string();
-            return Err(Error::corrupt(dir, &name, problem));
-        }
         let file = data_file(entry.rank);
         let bytes = open_part(disk, dir, &file, Access::Plain)?
             .length()
@@ -324,27 +347,43 @@ pub(crate) fn read_index(disk: &dyn Disk, dir: &Path, entry: &ShardEntry) -> Res
 
 /// Reads and checks only the manifest of the checkpoint in `dir`.
 pub(crate) fn read_manifest(disk: &dyn Disk, dir: &Path) -> Result<Manifest> {
-    unseal(dir, &read_whole(disk, dir, MANIFEST_FILE)?)
+    let manifest = unseal(dir, &read_whole(disk, dir, MANIFEST_FILE)?)?;
+    check_id(dir, &manifest)?;
+    Ok(manifest)
+}
+
+/// A folder that is named like a checkpoint holds that one; any other name is a person's choice.
+fn check_id(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let id = manifest.id;
+    let name = dir.file_name().and_then(OsStr::to_str);
+    let name: Option<CheckpointId> = name.and_then(|name| name.parse().ok());
+    let problem = match name {
+        Some(named) if named != id => format!("it is of {id}, under the name of another one"),
+        _ if id.attempt > MAX_ATTEMPT => format!("no attempt is numbered {}", id.attempt),
+        _ => match manifest.parent {
+            Some(parent) if parent.attempt >= id.attempt => {
+                format!("{id} cannot have begun from {parent}")
+            }
+            _ => return Ok(()),
+        },
+    };
+    Err(Error::corrupt(dir, MANIFEST_FILE, problem))
 }
 
 pub(crate) fn read_whole(disk: &dyn Disk, dir: &Path, file: &str) -> Result<Vec<u8>> {
-    let open = open_part(disk, dir, file, Access::Plain)?;
-    let read = || {
-        let mut bytes = vec![0; open.length()? as usize];
-        open.read_at(0, &mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|e| reading(dir, file, e))
+    disk::read_whole(disk, &dir.join(file), MAX_JSON_BYTES).map_err(|e| reading(dir, file, e))
 }
 
 fn open_part(disk: &dyn Disk, dir: &Path, file: &str, access: Access) -> Result<Box<dyn DiskFile>> {
     disk.open(&dir.join(file), access).map_err(|e| reading(dir, file, e))
 }
 
-/// A file that is missing or ends early is corruption; anything else is the disk's failure.
+/// A file that is missing, ends early, or is not what a file of a checkpoint is, is corruption; anything else is the disk's
+/// failure.
 fn reading(dir: &Path, file: &str, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::NotFound => Error::corrupt(dir, file, "it is missing".to_string()),
+        io::ErrorKind::InvalidData => Error::corrupt(dir, file, e.to_string()),
         io::ErrorKind::UnexpectedEof => Error::corrupt(dir, file, "it ends early".to_string()),
         _ => Error::io("reading", &dir.join(file), e),
     }

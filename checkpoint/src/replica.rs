@@ -14,7 +14,8 @@ use crate::aligned::Aligned;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::format::{
-    CHUNK_BYTES, CheckpointId, Checksum, MANIFEST_FILE, Manifest, data_file, index_file, seal,
+    CHUNK_BYTES, CheckpointId, Checksum, MANIFEST_FILE, MAX_JSON_BYTES, Manifest, data_file,
+    index_file, seal,
 };
 use crate::read::read_whole;
 use crate::run::already;
@@ -32,9 +33,6 @@ pub type Shift = Box<
     dyn FnMut(&[u8], &mut [u8]) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>
         + Send,
 >;
-
-/// Largest index or manifest that goes to another node.
-const SMALL_BYTES: u64 = 1 << 30;
 
 /// The folder in memory of one run on one host.
 #[derive(Debug, Clone)]
@@ -201,10 +199,6 @@ impl Replica {
         let path = dir.join(data_file(rank));
         let data = disk.open(&path, Access::Bulk).map_err(|e| Error::io("reading", &path, e))?;
         let (data_bytes, index_bytes) = (report.entry.data_bytes, index.len() as u64);
-        if index_bytes.max(text.len() as u64) > SMALL_BYTES {
-            let problem = format!("an index of {index_bytes} bytes is too long to pass on");
-            return Err(Error::Incomplete { problem });
-        }
         let lengths = Lengths { data: data_bytes, index: index_bytes, manifest: text.len() as u64 };
         Ok(Files { lengths, data, index, manifest: text })
     }
@@ -250,7 +244,7 @@ impl Replica {
         let mine = own.map_or_else(Lengths::default, |files| files.lengths);
         let mut theirs = Lengths::default();
         shift(bytes_of(&mine), bytes_of_mut(&mut theirs)).map_err(lost)?;
-        if theirs.index.max(theirs.manifest) > SMALL_BYTES {
+        if theirs.index.max(theirs.manifest) > MAX_JSON_BYTES {
             return Err(lost(format!("rank {from} announces {theirs:?}").into()));
         }
         let mut taking = self.take(id, from, theirs);

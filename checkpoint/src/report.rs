@@ -1,10 +1,9 @@
 //! What people ask about checkpoints: list, show, verify, diff. The command line prints these reports as tables or JSON.
 
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{CheckpointId, Manifest};
 use crate::read::Reader;
-use crate::resume::QUARANTINE_PREFIX;
 use crate::run::Run;
 use crate::tensors::{Kind, TensorEntry};
 use serde::Serialize;
@@ -38,6 +37,8 @@ pub struct Listed {
 /// All checkpoints of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct List {
+    /// Why the run would not start from any of them, if so.
+    pub problem: Option<String>,
     /// By rising step.
     pub checkpoints: Vec<Listed>,
     /// Folders that were set aside as damaged.
@@ -49,7 +50,13 @@ pub struct List {
 /// # Errors
 /// The run directory cannot be read.
 pub fn list(run: &Run) -> Result<List> {
-    let candidates: BTreeSet<CheckpointId> = run.candidates()?.into_iter().collect();
+    let (candidates, problem): (BTreeSet<CheckpointId>, _) = match run.to_load() {
+        Ok(ids) => (ids.into_iter().collect(), None),
+        Err(e @ (Error::Lineage { .. } | Error::NoneGood { .. })) => {
+            (BTreeSet::new(), Some(e.to_string()))
+        }
+        Err(e) => return Err(e),
+    };
     let describe = |id: CheckpointId| {
         let path = run.path(id);
         let opened = Reader::open(Arc::clone(run.disk()), &path);
@@ -69,9 +76,8 @@ pub fn list(run: &Run) -> Result<List> {
         }
     };
     let checkpoints = run.committed()?.into_iter().map(describe).collect();
-    let mut quarantined = run.names()?;
-    quarantined.retain(|name| name.starts_with(QUARANTINE_PREFIX));
-    Ok(List { checkpoints, quarantined })
+    let quarantined = run.quarantined()?;
+    Ok(List { problem, checkpoints, quarantined })
 }
 
 /// What is in a checkpoint.

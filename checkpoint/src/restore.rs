@@ -12,7 +12,7 @@ use crate::format::{
 use crate::ranks::{Ranks, Word, first_failure};
 use crate::read::{Reader, read_index, read_whole};
 use crate::replica::HostMemory;
-use crate::run::{Run, already, check_complete};
+use crate::run::{Run, already, check_agreement};
 use crate::shard::{ShardReport, write_small};
 use lampyris_plan::{Attempt, Rank, Step};
 use std::collections::BTreeMap;
@@ -94,8 +94,9 @@ impl Run {
 
     /// Snapshots of the last attempt that began, newer than the newest checkpoint on its path.
     fn admissible(&self, mut held: Held) -> Result<Held> {
-        let last = self.lineage()?.newest();
-        let on_disk = self.candidates()?.first().map_or(Step(0), |id| id.step);
+        let (lineage, path) = self.explained()?;
+        let last = lineage.newest();
+        let on_disk = path.first().map_or(Step(0), |id| id.step);
         held.retain(|id, _| Some(id.attempt) == last && id.step > on_disk);
         Ok(held)
     }
@@ -122,7 +123,7 @@ impl Run {
 
     fn copy_shard(&self, rank: Rank, memory: &HostMemory, from: &Path, to: &Path) -> Result<()> {
         let source = memory.disk();
-        let reader = Reader::open(Arc::clone(source), from)?;
+        let reader = Reader::open_part(Arc::clone(source), from)?;
         if let Some(problem) = reader.verify(VERIFY_THREADS)?.into_iter().next() {
             return Err(problem);
         }
@@ -171,17 +172,17 @@ impl Run {
     fn commit_shards(&self, id: CheckpointId, attempt: Attempt, dir: &Path) -> Result<()> {
         let disk = self.disk().as_ref();
         let source = unseal_as(dir, SOURCE_FILE, &read_whole(disk, dir, SOURCE_FILE)?)?;
-        let mut reports = Vec::with_capacity(source.world);
+        let mut reports = Vec::new();
         for rank in (0..source.world as u64).map(Rank) {
             let entry = entry_of(disk, dir, rank).map_err(|e| Error::Incomplete {
                 problem: format!(
                     "no node holds a good shard of rank {rank} of {id} in memory ({e})"
                 ),
             })?;
-            let pieces = read_index(disk, dir, &entry)?.pieces;
-            reports.push(ShardReport { id, entry, pieces });
+            let index = read_index(disk, dir, &entry)?;
+            reports.push(ShardReport { id, entry, index });
         }
-        check_complete(&source.tensors, &reports)?;
+        check_agreement(&source.tensors, source.world, &reports)?;
         let newest = self.newest_claim()?;
         if newest > attempt {
             return Err(Error::Superseded { attempt, by: newest });

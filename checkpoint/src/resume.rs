@@ -8,11 +8,22 @@ use crate::read::Reader;
 use crate::run::Run;
 use crate::shard::write_small;
 use serde::Serialize;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub(crate) const QUARANTINE_PREFIX: &str = "quarantine.";
+const QUARANTINE_PREFIX: &str = "quarantine.";
 const REPORT_FILE: &str = "quarantine.json";
+
+/// How often one checkpoint can be put back and set aside again.
+const MAX_QUARANTINES: usize = 100;
+
+/// The checkpoint that was set aside under `name`.
+pub(crate) fn parse_quarantined(name: &str) -> Option<CheckpointId> {
+    let name = name.strip_prefix(QUARANTINE_PREFIX)?;
+    let numbered = || name.rsplit_once('.').and_then(|(id, _)| id.parse().ok());
+    name.parse().ok().or_else(numbered)
+}
 
 /// What [`Run::load_latest`] found.
 #[derive(Debug)]
@@ -40,8 +51,9 @@ impl Run {
     /// same checkpoint or all with an error; rank 0 alone then records what was loaded ([`Run::record`]).
     ///
     /// # Errors
-    /// Any error of `load` that is not damage, on this or another rank; [`Error::NoneGood`] if checkpoints exist and all
-    /// are damaged: a run never starts over silently.
+    /// Any error of `load` that is not damage, on this or another rank; [`Error::Lineage`] if the run's records and its
+    /// checkpoints do not fit together; [`Error::NoneGood`] if there were checkpoints and none is good: a run never starts
+    /// over silently.
     pub fn load_latest<T>(
         &self,
         ranks: &mut Ranks,
@@ -49,11 +61,8 @@ impl Run {
     ) -> Result<Loaded<T>> {
         let mut quarantined = Vec::new();
         // Only rank 0's list counts: the others may look while it renames.
-        let mut candidates =
-            if ranks.leads() { self.candidates() } else { Ok(Vec::new()) }.map(|mut ids| {
-                ids.reverse();
-                ids
-            });
+        let candidates = if ranks.leads() { self.to_load() } else { Ok(Vec::new()) };
+        let mut candidates = candidates.map(|ids| ids.into_iter().rev().collect::<Vec<_>>());
         loop {
             let word = match &mut candidates {
                 Ok(ids) => Word::Load(ids.pop()),
@@ -92,14 +101,26 @@ impl Run {
         Ok(Loaded { found: None, quarantined })
     }
 
-    /// Renames a damaged checkpoint so that nothing loads it again, and leaves a report in it.
-    fn quarantine(&self, id: CheckpointId, problem: String) -> Quarantined {
+    /// Names of the checkpoints that were set aside.
+    pub(crate) fn quarantined(&self) -> Result<Vec<String>> {
+        let mut names = self.names()?;
+        names.retain(|name| name.starts_with(QUARANTINE_PREFIX));
+        Ok(names)
+    }
+
+    /// Renames a checkpoint so that nothing loads it again, and leaves a report in it.
+    pub(crate) fn quarantine(&self, id: CheckpointId, problem: String) -> Quarantined {
         let all = self.checkpoints_dir();
-        let target = all.join(format!("{QUARANTINE_PREFIX}{id}"));
-        let renamed = self
-            .disk()
-            .rename_noreplace(&self.path(id), &target)
-            .and_then(|()| self.disk().sync_dir(&all));
+        let mut target = all.join(format!("{QUARANTINE_PREFIX}{id}"));
+        let mut renamed = self.disk().rename_noreplace(&self.path(id), &target);
+        for number in 2..MAX_QUARANTINES {
+            if !renamed.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists) {
+                break;
+            }
+            target = all.join(format!("{QUARANTINE_PREFIX}{id}.{number}"));
+            renamed = self.disk().rename_noreplace(&self.path(id), &target);
+        }
+        let renamed = renamed.and_then(|()| self.disk().sync_dir(&all));
         let moved_to = renamed.is_ok().then(|| target.clone());
         let report = Quarantined { id, problem, moved_to };
         if report.moved_to.is_some()

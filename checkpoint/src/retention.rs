@@ -1,13 +1,15 @@
-//! Which checkpoints stay. The newest good one always does, whatever the policy says.
+//! Which checkpoints stay. The newest good one always does, whatever the policy says; so does one that the records say
+//! nothing about, and one of an abandoned attempt that is further than the attempt that took over.
 //!
 //! Deleting is a rename to a trash name, synced, and only then the removal of files: a power cut in between never leaves
 //! half a checkpoint under a name that is loaded.
 
 use crate::error::{Error, Result};
 use crate::format::CheckpointId;
-use crate::read::{Reader, read_manifest};
+use crate::lineage::Place;
+use crate::read::Reader;
 use crate::run::{Run, parse_temporary};
-use lampyris_plan::Attempt;
+use lampyris_plan::{Attempt, Step};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,13 +38,25 @@ pub struct Pruned {
     pub swept: Vec<String>,
 }
 
+/// What a policy keeps of the path.
+struct Keep {
+    ids: BTreeSet<CheckpointId>,
+    /// Of those that can be opened, whether the policy counts them or not.
+    newest_good: Option<Step>,
+}
+
+/// The checkpoint whose remains are called `name`.
+pub(crate) fn parse_trash(name: &str) -> Option<CheckpointId> {
+    name.strip_prefix(TRASH_PREFIX)?.parse().ok()
+}
+
 impl Run {
-    /// Removes what `policy` does not keep: older checkpoints of the lineage, those of attempts that are not part of it,
-    /// and leftovers of attempts up to `attempt`, which must be the newest (a person at the command line passes none and
-    /// sweeps only what attempts before the newest left). With `dry_run` nothing is touched.
+    /// Removes what `policy` does not keep of the path of the newest attempt, what a newer attempt has superseded and
+    /// overtaken, and leftovers of attempts up to `attempt`, which must be the newest (a person at the command line passes
+    /// none and sweeps only what attempts before the newest left). With `dry_run` nothing is touched.
     ///
     /// # Errors
-    /// [`Error::Superseded`], failures of the disk.
+    /// [`Error::Superseded`], [`Error::Lineage`], failures of the disk.
     pub fn prune(
         &self,
         policy: Retention,
@@ -53,50 +67,64 @@ impl Run {
         if let Some(attempt) = attempt.filter(|&attempt| attempt < newest) {
             return Err(Error::Superseded { attempt, by: newest });
         }
-        let keep = self.keep(policy)?;
+        let (kept, removed) = self.divide(policy)?;
         let names = self.names()?;
         let stale = |name: &String| match parse_temporary(name) {
-            Some(id) => id.attempt < newest || attempt == Some(id.attempt),
+            Some((id, _)) => id.attempt < newest || attempt == Some(id.attempt),
             None => name.starts_with(TRASH_PREFIX),
         };
         let swept: Vec<String> = names.iter().filter(|name| stale(name)).cloned().collect();
-        let (kept, removed): (Vec<_>, Vec<_>) =
-            self.committed()?.into_iter().partition(|id| keep.contains(id));
         if !dry_run {
-            self.remove(&removed)?;
             for name in &swept {
                 self.remove_folder(&self.checkpoints_dir().join(name))?;
             }
+            self.remove(&removed)?;
         }
         Ok(Pruned { kept, removed, swept })
     }
 
-    /// Checkpoints that stay. Damaged ones of the lineage stay too and count for nothing: loading quarantines them.
-    fn keep(&self, policy: Retention) -> Result<BTreeSet<CheckpointId>> {
-        let mut keep = BTreeSet::new();
+    /// What stays and what goes of the committed checkpoints.
+    fn divide(&self, policy: Retention) -> Result<(Vec<CheckpointId>, Vec<CheckpointId>)> {
+        // Names before records: whoever commits has recorded its attempt.
+        let committed = self.committed()?;
+        let lineage = self.lineage()?;
+        self.refuse_contradictions(&lineage, &committed)?;
+        let keep = self.keep(policy, &lineage.follow(&committed));
+        let goes = |&(id, place): &(CheckpointId, Place)| match place {
+            Place::OnPath => !keep.ids.contains(&id),
+            Place::Superseded => keep.newest_good.is_some_and(|step| id.step <= step),
+            Place::Unknown => false,
+        };
+        let (removed, kept): (Vec<_>, Vec<_>) =
+            lineage.places(&committed).into_iter().partition(goes);
+        let ids = |places: Vec<(CheckpointId, Place)>| places.into_iter().map(|(id, _)| id);
+        Ok((ids(kept).collect(), ids(removed).collect()))
+    }
+
+    /// Of `path`, best first, what stays. Damaged ones stay too and count for nothing: loading quarantines them.
+    fn keep(&self, policy: Retention, path: &[CheckpointId]) -> Keep {
+        let mut keep = Keep { ids: BTreeSet::new(), newest_good: None };
         let mut good = 0;
         let mut best: Option<(f64, CheckpointId)> = None;
-        for id in self.candidates()? {
-            let path = self.path(id);
-            let due = policy.every_steps > 0 && id.step.0.is_multiple_of(policy.every_steps);
-            if Reader::open(Arc::clone(self.disk()), &path).is_err() {
-                keep.insert(id);
+        for &id in path {
+            let Ok(reader) = Reader::open(Arc::clone(self.disk()), &self.path(id)) else {
+                keep.ids.insert(id);
                 continue;
-            }
+            };
+            let due = policy.every_steps > 0 && id.step.0.is_multiple_of(policy.every_steps);
             if good < policy.last.max(1) || due {
-                keep.insert(id);
+                keep.ids.insert(id);
             }
             good += 1;
-            if let Some(loss) = read_manifest(self.disk().as_ref(), &path)?.validation_loss
+            keep.newest_good = keep.newest_good.max(Some(id.step));
+            if let Some(loss) = reader.manifest().validation_loss
                 && best.is_none_or(|(lowest, _)| loss < lowest)
             {
                 best = Some((loss, id));
             }
         }
-        if let Some((_, id)) = best.filter(|_| policy.best) {
-            keep.insert(id);
-        }
-        Ok(keep)
+        keep.ids.extend(best.filter(|_| policy.best).map(|(_, id)| id));
+        keep
     }
 
     fn remove(&self, ids: &[CheckpointId]) -> Result<()> {

@@ -3,15 +3,19 @@
 //! A save writes into `.step-N.attempt-A.tmp`, every file synced; the manifest comes last; the folder is synced, renamed
 //! once to `step-N.attempt-A` and the rename synced. Nothing that has that name is ever written to again.
 
+use crate::agreement::{self, Extent, Problem};
 use crate::disk::{Access, Disk};
 use crate::error::{Error, Result};
 use crate::format::{CheckpointId, Digests, FORMAT, MANIFEST_FILE, Manifest};
 use crate::format::{data_file, index_file, seal};
+use crate::lineage::MAX_ATTEMPT;
+use crate::resume::parse_quarantined;
+use crate::retention::parse_trash;
 use crate::shard::{ShardReport, write_small};
-use crate::tensors::{Kind, TensorEntry};
+use crate::tensors::TensorEntry;
 use lampyris_plan::Attempt;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,9 +73,21 @@ impl Run {
     /// Opens the existing folder `dir` as a run directory and makes what is missing in it.
     ///
     /// # Errors
-    /// `dir` does not exist or cannot be written.
+    /// [`Error::Lineage`] if its records do not explain its checkpoints; `dir` does not exist or cannot be written.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Run> {
         let run = Run { disk, dir: dir.to_path_buf() };
+        match run.explained() {
+            // A new run.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            other => drop(other?),
+        }
+        run.make_missing()?;
+        // Again: the folder may be a link that leads nowhere.
+        run.names().map(|_| run)
+    }
+
+    pub(crate) fn make_missing(&self) -> Result<()> {
+        let (run, dir) = (self, &self.dir);
         for name in [CHECKPOINTS, ATTEMPTS] {
             let path = dir.join(name);
             already(run.disk.create_dir(&path)).map_err(|e| Error::io("creating", &path, e))?;
@@ -80,8 +96,7 @@ impl Run {
         already(run.disk.create(&path, Access::Plain).map(drop))
             .map_err(|e| Error::io("creating", &path, e))?;
         // Also when all was there: who made it may have died before this line.
-        run.disk.sync_dir(dir).map_err(|e| Error::io("syncing", dir, e))?;
-        Ok(run)
+        run.disk.sync_dir(dir).map_err(|e| Error::io("syncing", dir, e))
     }
 
     /// Opens the existing run directory `dir` without writing anything, for reading on a disk that may be read-only.
@@ -157,7 +172,7 @@ impl Run {
             let problem = format!("rank {} reported {}, not {id}", other.entry.rank, other.id);
             return Err(Error::Incomplete { problem });
         }
-        check_complete(&meta.tensors, reports)?;
+        check_agreement(&meta.tensors, reports.len(), reports)?;
         self.check_files(id, reports)?;
         let parent = self.check_current(id.attempt)?;
         let mut shards: Vec<_> = reports.iter().map(|report| report.entry.clone()).collect();
@@ -230,10 +245,26 @@ const TEMPORARY_PREFIX: &str = ".";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 const RESTORING_INFIX: &str = ".restored-by-";
 
-/// The checkpoint whose unfinished folder is called `name`.
-pub(crate) fn parse_temporary(name: &str) -> Option<CheckpointId> {
+/// The checkpoint whose unfinished folder is called `name`, and the attempt that puts it together if that is another one.
+pub(crate) fn parse_temporary(name: &str) -> Option<(CheckpointId, Option<Attempt>)> {
     let name = name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX)?;
-    name.split_once(RESTORING_INFIX).map_or(name, |(id, _)| id).parse().ok()
+    match name.split_once(RESTORING_INFIX) {
+        Some((id, by)) => Some((id.parse().ok()?, Some(Attempt(by.parse().ok()?)))),
+        None => Some((name.parse().ok()?, None)),
+    }
+}
+
+/// The attempts that the name of a folder of checkpoints tells of. What was set aside may have a number that was its
+/// damage; it does not count.
+pub(crate) fn attempts_in(name: &str) -> Vec<Attempt> {
+    if let Ok(id) = name.parse::<CheckpointId>() {
+        return vec![id.attempt];
+    }
+    if let Some((id, by)) = parse_temporary(name) {
+        return std::iter::once(id.attempt).chain(by).collect();
+    }
+    let aside = parse_quarantined(name).or_else(|| parse_trash(name));
+    aside.map(|id| id.attempt).filter(|attempt| *attempt <= MAX_ATTEMPT).into_iter().collect()
 }
 
 /// Success where the name was there before.
@@ -244,60 +275,15 @@ pub(crate) fn already(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Refuses a checkpoint in which any element of any tensor is missing or stands twice.
-pub(crate) fn check_complete(tensors: &[TensorEntry], reports: &[ShardReport]) -> Result<()> {
-    let incomplete = |problem: String| Err(Error::Incomplete { problem });
-    let mut ranges: HashMap<(&str, Kind), Vec<(u64, u64)>> = HashMap::new();
-    for piece in reports.iter().flat_map(|report| &report.pieces) {
-        let all = ranges.entry((piece.tensor.as_str(), piece.kind)).or_default();
-        all.push((piece.start, piece.len));
-    }
-    for tensor in tensors {
-        for &kind in &tensor.kinds {
-            let mut pieces = ranges.remove(&(tensor.name.as_str(), kind)).unwrap_or_default();
-            pieces.sort_unstable();
-            let mut end = 0;
-            for (start, len) in pieces {
-                if start != end {
-                    let how = if start > end { "written by no rank" } else { "written twice" };
-                    let (from, to) = (start.min(end), start.max(end));
-                    let name = &tensor.name;
-                    return incomplete(format!(
-                        "elements {from}..{to} of {name} {kind} were {how}"
-                    ));
-                }
-                end += len;
-            }
-            if end != tensor.elements() {
-                let name = &tensor.name;
-                let all = tensor.elements();
-                return incomplete(format!(
-                    "{end} of {all} elements of {name} {kind} were written"
-                ));
-            }
-        }
-    }
-    match ranges.into_keys().next() {
-        Some((name, kind)) => incomplete(format!("{name} {kind} is in no list of tensors")),
-        None => Ok(()),
-    }
-}
-
-/// The attempt whose right to write is in question is `attempt`; see `lineage.rs`.
-impl Run {
-    /// What `error` of a save means: the successor of an attempt sweeps its unfinished files away.
-    pub(crate) fn explain(&self, attempt: Attempt, error: Error) -> Error {
-        match self.newest_claim() {
-            Ok(by) if by > attempt => Error::Superseded { attempt, by },
-            _ => error,
-        }
-    }
-
-    fn check_current(&self, attempt: Attempt) -> Result<Option<CheckpointId>> {
-        let newest = self.newest_claim()?;
-        if newest > attempt {
-            return Err(Error::Superseded { attempt, by: newest });
-        }
-        self.lineage()?.parent_of(attempt)
-    }
+/// Refuses a checkpoint whose shards do not make sense together.
+pub(crate) fn check_agreement(
+    tensors: &[TensorEntry],
+    world: usize,
+    reports: &[ShardReport],
+) -> Result<()> {
+    let shards: Vec<_> = reports.iter().map(|report| (&report.entry, &report.index)).collect();
+    agreement::check(Extent::Whole, tensors, world, &shards).map_err(|Problem { file, what }| {
+        let problem = if file == MANIFEST_FILE { what } else { format!("{file}: {what}") };
+        Error::Incomplete { problem }
+    })
 }

@@ -9,7 +9,7 @@ use crate::disk::{ALIGN_BYTES, Access, Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::format::{
     CHUNK_BYTES, CheckpointId, Checksum, PIECE_ALIGN_BYTES, PieceEntry, ShardEntry, ShardIndex,
-    data_file, index_file,
+    check_length, data_file, index_file,
 };
 use crate::read::read_index;
 use crate::run::Run;
@@ -58,8 +58,8 @@ pub struct ShardReport {
     pub id: CheckpointId,
     /// Lengths and checksum of the files.
     pub entry: ShardEntry,
-    /// The pieces, so that the committer can tell whether anything is missing.
-    pub pieces: Vec<PieceEntry>,
+    /// Where the pieces lie, so that the committer can tell whether anything is missing.
+    pub index: ShardIndex,
 }
 
 impl Run {
@@ -94,14 +94,14 @@ impl Run {
             let problem = format!("rank {} wrote {of}, not {id}", entry.rank);
             return Err(Error::Incomplete { problem });
         }
-        let index = read_index(self.disk().as_ref(), &dir, entry);
-        let index = index.map_err(|e| match e.is_corrupt() {
-            true => Error::Incomplete {
-                problem: format!("{e}; do all nodes see the same run directory?"),
-            },
-            false => e,
-        })?;
-        Ok(ShardReport { id, entry: entry.clone(), pieces: index.pieces })
+        let index =
+            read_index(self.disk().as_ref(), &dir, entry).map_err(|e| match e.is_corrupt() {
+                true => Error::Incomplete {
+                    problem: format!("{e}; do all nodes see the same run directory?"),
+                },
+                false => e,
+            })?;
+        Ok(ShardReport { id, entry: entry.clone(), index })
     }
 }
 
@@ -117,6 +117,7 @@ pub(crate) fn write_files(
     let index = ShardIndex { chunk_bytes: layout.chunk_bytes, chunks, pieces: layout.entries };
     let text = serde_json::to_vec(&index)
         .map_err(|e| Error::Incomplete { problem: format!("the index has no JSON form: {e}") })?;
+    check_length(&text)?;
     write_small(disk, &dir.join(index_file(rank)), &text)?;
     let entry = ShardEntry {
         rank,
@@ -124,7 +125,7 @@ pub(crate) fn write_files(
         index_bytes: text.len() as u64,
         index_xxh3: Checksum::of(&text),
     };
-    Ok(ShardReport { id, entry, pieces: index.pieces })
+    Ok(ShardReport { id, entry, index })
 }
 
 /// Writes and syncs a small file.

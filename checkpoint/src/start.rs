@@ -1,7 +1,7 @@
 //! What an attempt was started with. `plan.toml` of a run is that of its next start and changes when the run is resumed
 //! under another recipe; `attempts/N.json` stays, so that it can be said of every step what it computed and read.
 
-use crate::disk::Access;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::run::{ATTEMPTS, Run};
 use crate::shard::write_small;
@@ -9,6 +9,9 @@ use lampyris_plan::{Attempt, TrainPlan};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
+
+/// Largest `attempts/N.json`: a plan has a few kilobytes.
+const MAX_START_BYTES: u64 = 16 << 20;
 
 /// Plan and text of an attempt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,17 +43,14 @@ impl Run {
     /// The file cannot be read, or holds something else.
     pub fn start_of(&self, attempt: Attempt) -> Result<Option<Start>> {
         let path = self.start_path(attempt);
-        let read = || -> io::Result<Vec<u8>> {
-            let file = self.disk().open(&path, Access::Plain)?;
-            let mut text = vec![0; file.length()? as usize];
-            file.read_at(0, &mut text)?;
-            Ok(text)
-        };
-        match read() {
+        match disk::read_whole(self.disk().as_ref(), &path, MAX_START_BYTES) {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .map_err(|e| Error::malformed(&path, e.to_string())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                Err(Error::malformed(&path, e.to_string()))
+            }
             Err(e) => Err(Error::io("reading", &path, e)),
         }
     }

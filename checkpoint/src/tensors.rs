@@ -50,6 +50,13 @@ impl TensorEntry {
         self.shape.iter().product::<usize>() as u64
     }
 
+    /// The same for a shape that nobody has checked; none if its bytes cannot be counted.
+    pub(crate) fn checked_elements(&self) -> Option<u64> {
+        let elements = self.shape.iter().try_fold(1usize, |all, &dim| all.checked_mul(dim))?;
+        elements.checked_mul(size_of::<f32>())?;
+        u64::try_from(elements).ok()
+    }
+
     /// Whose moments are kept of it; none if there are no moments.
     pub fn optimizer(&self) -> Option<Optimizer> {
         let has = |kind| self.kinds.contains(&kind);

@@ -38,6 +38,15 @@ pub fn open_append(path: &Path) -> io::Result<File> {
     open_with(OpenOptions::new().read(true).append(true), path, OFlags::NOFOLLOW)
 }
 
+/// Opens the regular file `path` for writing and makes it if it is missing; what is in it stays.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    open_with(options.write(true).create(true).truncate(false), path, OFlags::NOFOLLOW)
+}
+
 /// Reads the regular file `path` of at most `most_bytes` bytes.
 ///
 /// # Errors
@@ -74,11 +83,11 @@ fn open_with(options: &mut OpenOptions, path: &Path, flags: OFlags) -> io::Resul
     // Without NONBLOCK, opening a pipe waits until somebody opens its other end. A regular file does not care.
     let flags = (flags | OFlags::NONBLOCK).bits();
     let file = options.custom_flags(flags.cast_signed()).open(path).map_err(|error| {
-        // The system's words for a link (too many levels of links) and for a socket (no such device) are riddles.
-        let found = path.symlink_metadata().map(|found| found.file_type());
-        match found {
-            Ok(found) if found.is_symlink() && flags & OFlags::NOFOLLOW.bits() != 0 => unfit(found),
-            Ok(found) if found.is_socket() => unfit(found),
+        // The system's words for a link (too many levels of links) or a pipe (no such device) are riddles.
+        let follows = flags & OFlags::NOFOLLOW.bits() == 0;
+        let found = if follows { path.metadata() } else { path.symlink_metadata() };
+        match found.map(|found| found.file_type()) {
+            Ok(found) if !found.is_file() => unfit(found),
             _ => error,
         }
     })?;
@@ -157,7 +166,14 @@ mod tests {
         }
         assert_eq!(read(&path("good"), 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(read(&path("absent"), 3).unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(open_append(&path("pipe")).is_err() && open_append(&path("link")).is_err());
+        for name in ["pipe", "link", "folder", "socket"] {
+            for opened in [open_append(&path(name)), open_or_create(&path(name))] {
+                assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::InvalidData, "{name}");
+            }
+        }
+        open_or_create(&path("good")).unwrap();
+        open_or_create(&path("new")).unwrap();
+        assert_eq!(read(&path("good"), 4).unwrap(), b"text", "it is not cut");
         std::fs::write(path("latin1"), [0xe9]).unwrap();
         assert!(read_text(&path("latin1"), 9).unwrap_err().to_string().contains("UTF-8"));
     }

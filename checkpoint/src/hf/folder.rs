@@ -4,6 +4,7 @@
 //! folder larger than memory costs no more than what is asked for.
 
 use super::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, config};
+use crate::disk::regular;
 use crate::error::{Error, Result};
 use lampyris_plan::ModelSpec;
 use safetensors::Dtype;
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of storage converted at a time.
 const BLOCK_BYTES: usize = 1 << 20;
+/// Largest `config.json` or index: that of a model of 100,000 tensors has 10 MB.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
 /// The limit of the safetensors format itself.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -131,7 +134,7 @@ impl Folder {
 impl Weights {
     pub(super) fn open(path: &Path) -> Result<Weights> {
         let io = |e| Error::io("reading", path, e);
-        let file = File::open(path).map_err(io)?;
+        let file = regular::open_linked(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         let mut size = [0; 8];
         file.read_exact_at(&mut size, 0)
@@ -146,7 +149,7 @@ impl Weights {
         let header: Metadata = serde_json::from_slice(&header)
             .map_err(|e| Error::malformed(path, format!("bad safetensors header: {e}")))?;
         let data_start = 8 + header_bytes;
-        let wanted = data_start + header.data_len() as u64;
+        let wanted = data_start.saturating_add(header.data_len() as u64);
         if wanted != length {
             let problem = format!("it has {length} bytes, its header describes {wanted}");
             return Err(Error::malformed(path, problem));
@@ -232,5 +235,5 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))
+    regular::read_linked_text(path, MAX_TEXT_BYTES).map_err(|e| Error::io("reading", path, e))
 }

@@ -140,6 +140,11 @@ impl CrashDisk {
         CrashDisk(Arc::new(Mutex::new(State { tree, log: Vec::new() })))
     }
 
+    /// Another disk with the same content and an empty record.
+    pub(crate) fn copy(&self) -> CrashDisk {
+        CrashDisk::with(self.0.lock().unwrap().tree.clone())
+    }
+
     /// Operations so far.
     pub(crate) fn position(&self) -> usize {
         self.0.lock().unwrap().log.len()

@@ -12,6 +12,7 @@ mod hf_folder;
 mod hooked_disk;
 mod kill;
 mod large;
+mod lost;
 mod peers;
 mod ranks;
 mod replica;

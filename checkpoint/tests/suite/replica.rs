@@ -175,6 +175,12 @@ fn what_memory_does_not_hold_whole_is_passed_over() {
         let file = file.unwrap();
         std::fs::copy(file.path(), new.join(file.file_name())).unwrap();
     }
+    let manifest = std::fs::read_to_string(new.join("manifest.json")).unwrap();
+    let body = manifest.split_once(r#""body":"#).unwrap().1.strip_suffix('}').unwrap();
+    let body = body.replace(r#""step":6"#, r#""step":7"#);
+    let seal = lampyris_checkpoint::format::Checksum::of(body.as_bytes());
+    let manifest = format!(r#"{{"xxh3":"{seal}","body":{body}}}"#);
+    std::fs::write(new.join("manifest.json"), manifest).unwrap();
     let restored = cluster.restore(3);
     assert_eq!(restored.id, Some(id(6, 1)));
     assert_eq!(restored.problems.len(), 1, "{:?}", restored.problems);

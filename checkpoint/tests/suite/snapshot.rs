@@ -301,8 +301,12 @@ fn a_superseded_attempt_commits_nothing_and_is_never_chosen() {
     assert_eq!(run.candidates().unwrap(), [id(12, 2)]);
     let keep_one = Retention { last: 1, every_steps: 0, best: false };
     assert!(matches!(run.prune(keep_one, Some(Attempt(1)), false), Err(Error::Superseded { .. })));
+    // It is further than the attempt that took over, so it stays until that has overtaken it.
     let pruned = run.prune(keep_one, Some(Attempt(2)), false).unwrap();
-    assert_eq!((pruned.kept, pruned.removed), (vec![id(12, 2)], vec![id(30, 1)]));
+    assert_eq!((pruned.kept, pruned.removed), (vec![id(12, 2), id(30, 1)], vec![]));
+    save(&run, id(30, 2), &layout).unwrap();
+    let overtaken = run.prune(keep_one, Some(Attempt(2)), false).unwrap();
+    assert_eq!(overtaken.removed, [id(12, 2), id(30, 1)]);
     assert_eq!(pruned.swept, [".step-11.attempt-2.tmp", ".step-20.attempt-1.tmp"]);
 }
 

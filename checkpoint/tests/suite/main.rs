@@ -5,6 +5,7 @@ mod crash;
 mod crash_disk;
 mod faults;
 mod fixture;
+mod fuzz;
 mod golden;
 mod hf_config;
 mod hf_export;

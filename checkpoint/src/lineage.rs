@@ -310,7 +310,7 @@ impl Run {
         Ok(self.lineage()?.follow(&self.committed()?))
     }
 
-    /// The records, which explain every committed checkpoint, and those that may be loaded, best first.
+    /// The records, and the committed checkpoints, every one of which they explain.
     ///
     /// # Errors
     /// [`Error::Lineage`] if they do not; the run directory cannot be read.
@@ -321,8 +321,7 @@ impl Run {
         if let Some(problem) = lineage.unexplained(&committed) {
             return Err(self.lineage_error(problem));
         }
-        let path = lineage.follow(&committed);
-        Ok((lineage, path))
+        Ok((lineage, committed))
     }
 
     /// The checkpoints that a start may load, best first; empty only if the run has not saved any yet.
@@ -330,8 +329,9 @@ impl Run {
     /// # Errors
     /// [`Error::Lineage`]; [`Error::NoneGood`] if it has, and none is left: a run never starts over silently.
     pub fn to_load(&self) -> Result<Vec<CheckpointId>> {
-        let (lineage, path) = self.explained()?;
-        self.refuse_contradictions(&lineage, &self.committed()?)?;
+        let (lineage, committed) = self.explained()?;
+        self.refuse_contradictions(&lineage, &committed)?;
+        let path = lineage.follow(&committed);
         if !path.is_empty() {
             return Ok(path);
         }

@@ -382,7 +382,10 @@ fn open_part(disk: &dyn Disk, dir: &Path, file: &str, access: Access) -> Result<
 /// failure.
 fn reading(dir: &Path, file: &str, e: io::Error) -> Error {
     match e.kind() {
-        io::ErrorKind::NotFound => Error::corrupt(dir, file, "it is missing".to_string()),
+        // Where a file lies in the place of the folder, it has no files either.
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            Error::corrupt(dir, file, "it is missing".to_string())
+        }
         io::ErrorKind::InvalidData => Error::corrupt(dir, file, e.to_string()),
         io::ErrorKind::UnexpectedEof => Error::corrupt(dir, file, "it ends early".to_string()),
         _ => Error::io("reading", &dir.join(file), e),

@@ -44,7 +44,7 @@ pub struct Repaired {
 /// What the checkpoints of a run say.
 #[derive(Default)]
 struct Survey {
-    /// Those that can be opened, by attempt and step.
+    /// Those that can be opened, best last: what the records lead to, else by attempt and step.
     good: Vec<CheckpointId>,
     /// Where attempts began, by their checkpoints.
     told: Lineage,
@@ -62,10 +62,10 @@ impl Run {
     pub fn repair(&self, threads: usize, dry_run: bool) -> Result<Repaired> {
         let mut survey = self.survey()?;
         let adopted = self.adopt(&mut survey, threads)?;
-        let old = match self.lineage_text() {
-            // It is no file, or far too long: there is nothing to be read from it.
-            Err(Error::Lineage { .. }) => Vec::new(),
-            other => other?,
+        let (old, is_file) = match self.lineage_text() {
+            // Something else has its name, or it is far too long: there is nothing to be read from it.
+            Err(Error::Lineage { .. }) => (Vec::new(), false),
+            other => (other?, true),
         };
         let mut lineage = survey.told.clone();
         for record in Lineage::salvage(&old).records() {
@@ -82,7 +82,7 @@ impl Run {
                 survey.bad.insert(id, problem);
             }
         }
-        let is_right = Lineage::parse(&old).is_ok_and(|old| old == lineage);
+        let is_right = is_file && Lineage::parse(&old).is_ok_and(|old| old == lineage);
         let mut repaired = Repaired {
             adopted,
             changed: !is_right || !survey.bad.is_empty(),
@@ -125,7 +125,10 @@ impl Run {
             })?;
             survey.good.push(id);
         }
-        survey.good.sort_by_key(|id| (id.attempt, id.step));
+        // Records that explain everything say themselves what is best.
+        let path = self.to_load().unwrap_or_default();
+        let on_path = |id: &CheckpointId| path.iter().rev().position(|other| other == id);
+        survey.good.sort_by_key(|id| (on_path(id), id.attempt, id.step));
         Ok(survey)
     }
 

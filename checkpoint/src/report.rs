@@ -41,7 +41,7 @@ pub struct List {
     pub problem: Option<String>,
     /// By rising step.
     pub checkpoints: Vec<Listed>,
-    /// Folders that were set aside as damaged.
+    /// Folders that were set aside.
     pub quarantined: Vec<String>,
 }
 

@@ -94,9 +94,9 @@ impl Run {
 
     /// Snapshots of the last attempt that began, newer than the newest checkpoint on its path.
     fn admissible(&self, mut held: Held) -> Result<Held> {
-        let (lineage, path) = self.explained()?;
+        let (lineage, committed) = self.explained()?;
         let last = lineage.newest();
-        let on_disk = path.first().map_or(Step(0), |id| id.step);
+        let on_disk = lineage.follow(&committed).first().map_or(Step(0), |id| id.step);
         held.retain(|id, _| Some(id.attempt) == last && id.step > on_disk);
         Ok(held)
     }

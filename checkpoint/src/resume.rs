@@ -34,7 +34,7 @@ pub struct Loaded<T> {
     pub quarantined: Vec<Quarantined>,
 }
 
-/// A damaged checkpoint that was set aside.
+/// A checkpoint that was set aside: it is damaged, or fits nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Quarantined {
     /// Its step and attempt.

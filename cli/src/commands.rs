@@ -95,7 +95,7 @@ enum Command {
     Trace(trace::Command),
     /// Name the documents and tokens that a step reads
     Replay(replay::Args),
-    /// List, check, compare and remove checkpoints
+    /// List, check, compare, remove and adopt checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     /// Write a checkpoint as a Hugging Face folder

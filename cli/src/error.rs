@@ -100,6 +100,8 @@ pub(crate) enum CliError {
     RunExists { path: PathBuf },
     #[error("{} is running on this machine", .path.display())]
     Running { path: PathBuf },
+    #[error("{} is running on {host}", .path.display())]
+    RunningThere { path: PathBuf, host: String },
     #[error("this run was made with other values{}", screen::changes(changes))]
     Changed { changes: Vec<Change> },
     #[error(
@@ -178,6 +180,9 @@ impl CliError {
             ),
             CliError::Running { path } => {
                 format!("wait for it, or stop it with `lampyris suspend {}`", path.display())
+            }
+            CliError::RunningThere { .. } => {
+                "stop it there first; one that was killed counts as ended after 15 seconds".into()
             }
             CliError::Changed { changes } => {
                 let keys: Vec<&str> = changes.iter().map(|change| change.key.as_str()).collect();

@@ -5,7 +5,7 @@
 use crate::error::CliError;
 use jiff::Zoned;
 use lampyris_checkpoint::Run;
-use lampyris_checkpoint::disk::RealDisk;
+use lampyris_checkpoint::disk::{RealDisk, regular};
 use lampyris_data::{Dataset, Tokenizer};
 use lampyris_plan::TrainPlan;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,12 @@ use std::sync::Arc;
 const PLAN: &str = "plan.toml";
 const DATASET: &str = "dataset.json";
 const TOKENIZER: &str = "tokenizer";
+
+/// Largest `plan.toml`: one has a few kilobytes.
+const MAX_PLAN_BYTES: u64 = 16 << 20;
+
+/// Largest `dataset.json`: it holds one fingerprint.
+const MAX_DATASET_BYTES: u64 = 1 << 20;
 
 /// An existing run directory.
 #[derive(Debug, Clone)]
@@ -89,7 +95,8 @@ impl RunDir {
     /// The plan of the next start.
     pub(crate) fn plan(&self) -> Result<TrainPlan, CliError> {
         let path = self.plan_path();
-        let text = fs::read_to_string(&path).map_err(|e| CliError::read(&path, e))?;
+        let text =
+            regular::read_text(&path, MAX_PLAN_BYTES).map_err(|e| CliError::read(&path, e))?;
         toml::from_str(&text)
             .map_err(|error| self.not_a_run(&format!("its plan.toml is damaged: {error}")))
     }
@@ -105,7 +112,7 @@ impl RunDir {
     /// The text that earlier starts read, none before the first.
     pub(crate) fn dataset(&self) -> Result<Option<DatasetRecord>, CliError> {
         let path = self.path.join(DATASET);
-        match fs::read_to_string(&path) {
+        match regular::read_text(&path, MAX_DATASET_BYTES) {
             Ok(text) => serde_json::from_str(&text)
                 .map_err(|error| self.not_a_run(&format!("its dataset.json is damaged: {error}"))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -139,7 +146,10 @@ impl RunDir {
     /// Refuses if another program on this machine runs it.
     pub(crate) fn lock(&self) -> Result<RunLock, CliError> {
         let path = self.path.join("control/lock");
-        let file = File::create(&path).map_err(|e| CliError::write(&path, e))?;
+        // A copy of a run may have lost its empty folders.
+        let control = self.path.join("control");
+        fs::create_dir_all(&control).map_err(|e| CliError::write(&control, e))?;
+        let file = regular::open_or_create(&path).map_err(|e| CliError::write(&path, e))?;
         match file.try_lock() {
             Ok(()) => Ok(RunLock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(CliError::Running { path: self.path.clone() }),

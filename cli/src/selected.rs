@@ -16,7 +16,7 @@ pub(crate) fn select(path: &Path, step: Option<u64>) -> Result<PathBuf, CliError
 }
 
 fn newest(run: &Run, step: Option<u64>) -> Result<CheckpointId, CliError> {
-    let candidates = run.candidates()?;
+    let candidates = run.to_load()?;
     let wanted = |id: &&CheckpointId| step.is_none_or(|step| id.step.0 == step);
     let found = candidates.iter().find(wanted).copied();
     found.ok_or_else(|| CliError::NoCheckpoint { run: run.dir().to_path_buf(), step })

@@ -33,6 +33,7 @@ const SUB_COMMANDS: &[&str] = &[
     "checkpoint verify",
     "checkpoint diff",
     "checkpoint prune",
+    "checkpoint repair",
     "export",
     "import",
     "bench",

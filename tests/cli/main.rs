@@ -17,6 +17,7 @@ mod hugging_face;
 mod plan;
 #[cfg(test)]
 mod quickstart;
+mod repair;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]

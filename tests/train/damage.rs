@@ -28,6 +28,29 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     assert_eq!(desk.losses("run"), want, "steps 9 to 12 were done again with the same bits");
 }
 
+/// Whole to the last byte, and nonsense: its name and the trainer's own values tell different steps.
+#[test]
+fn a_checkpoint_that_contradicts_itself_is_set_aside_like_a_damaged_one() {
+    let desk = Desk::new();
+    let sets = [SHORT[0], SHORT[1], "checkpoint.every_steps=4", "checkpoint.keep=5"];
+    assert_eq!(desk.train("debug_llama", "run", &sets).code, 0);
+    let want = desk.losses("run");
+    let path = desk.path("run/checkpoints/step-12.attempt-1/manifest.json");
+    let text = std::fs::read_to_string(&path).expect("reads");
+    let (_, body) = text.split_once("\"body\":").expect("a body");
+    let body = body.strip_suffix('}').expect("its end");
+    let (before, state) = body.split_once("\"state\":").expect("a state");
+    let body = format!("{before}\"state\":{}", state.replacen("\"step\":12", "\"step\":11", 1));
+    let seal = lampyris_checkpoint::format::Checksum::of(body.as_bytes());
+    std::fs::write(&path, format!("{{\"xxh3\":\"{seal}\",\"body\":{body}}}")).expect("writes");
+
+    let ended = desk.run(&["resume", "run"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("its state is that after step 11"), "{}", ended.stderr);
+    assert!(desk.path("run/checkpoints/quarantine.step-12.attempt-1").exists());
+    assert_eq!(desk.losses("run"), want, "steps 9 to 12 were done again with the same bits");
+}
+
 fn newest_data_file(dir: &Path) -> std::path::PathBuf {
     let files = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("entry").path());
     files.max_by_key(|path| path.metadata().expect("metadata").len()).expect("files")

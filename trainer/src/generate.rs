@@ -114,7 +114,7 @@ fn open_run(dir: &Path) -> Result<(Rank, Tokenizer, usize)> {
     let plan = train::read_plan(&dir.join("plan.toml"))?;
     let device = machine::set_up(&plan, 0, 1)?;
     let run = Run::open_read_only(Arc::new(RealDisk), dir);
-    let newest = run.candidates()?.into_iter().next();
+    let newest = run.to_load()?.into_iter().next();
     let id = newest.with_context(|| format!("{} has no checkpoint yet", dir.display()))?;
     let reader = Reader::open(Arc::clone(run.disk()), &run.path(id))?;
     let length = plan.batch.sequence_length;

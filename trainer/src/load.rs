@@ -4,8 +4,9 @@ use crate::build::Rank;
 use crate::link::Link;
 use crate::{machine, replicas, snapshot};
 use anyhow::Result;
-use lampyris_checkpoint::{Manifest, Restored, Run};
-use lampyris_plan::{Attempt, Step, TrainPlan};
+use crate::state::Progress;
+use lampyris_checkpoint::{Error, Manifest, Reader, Restored, Run};
+use lampyris_plan::{Attempt, TrainPlan};
 use lampyris_proto::rank::{self, from_rank::Body, note::Severity};
 
 /// Fills the state of `rank` and records in the lineage what it was filled from. Collective.
@@ -32,15 +33,16 @@ pub fn state(
     }
     let Rank { network, state, .. } = rank;
     let loaded = run.load_latest(&mut others, |reader| {
+        let progress = progress(reader)?;
         snapshot::load(state, &network.inventory, reader)?;
-        Ok(reader.manifest().clone())
+        Ok((progress, reader.manifest().clone()))
     })?;
     for bad in loaded.quarantined.iter().filter(|_| rank.ranks.is_first()) {
         note(link, format!("checkpoint {} is damaged and was set aside: {}", bad.id, bad.problem));
     }
     let parent = match loaded.found {
-        Some((id, manifest)) => {
-            rank.state.progress = snapshot::progress_from_state(&manifest.state)?;
+        Some((id, (progress, manifest))) => {
+            rank.state.progress = progress;
             compare_fingerprints(rank, &manifest, link);
             Some(id)
         }
@@ -49,7 +51,6 @@ pub fn state(
             None
         }
     };
-    debug_assert_eq!(parent.map_or(Step(0), |id| id.step).0, rank.state.progress.step);
     if rank.ranks.is_first() {
         run.record(attempt, parent)?;
     }
@@ -59,6 +60,21 @@ pub fn state(
         memory.clear();
     }
     Ok(())
+}
+
+/// Where the run stands by the trainer's own values in a checkpoint.
+fn progress(reader: &Reader) -> lampyris_checkpoint::Result<Progress> {
+    let manifest = reader.manifest();
+    let progress = snapshot::progress_from_state(&manifest.state).map_err(|error| {
+        // Whole, but of another program: not a reason to set it aside.
+        Error::Malformed { file: reader.dir().join("manifest.json"), problem: format!("{error:#}") }
+    })?;
+    let (state, id) = (progress.step, manifest.id);
+    if state != id.step.0 {
+        let problem = format!("its state is that after step {state}, it says it is {id}");
+        return Err(reader.damaged(problem));
+    }
+    Ok(progress)
 }
 
 /// Says what memory was good for.

@@ -13,7 +13,8 @@ use crate::step_metrics::StepMetrics;
 use crate::trace::{Clock, Lane, TraceFile};
 use crate::{load, machine, sampling};
 use anyhow::{Context, Result, bail, ensure};
-use lampyris_checkpoint::{Run, Start, disk::RealDisk};
+use lampyris_checkpoint::disk::{RealDisk, regular};
+use lampyris_checkpoint::{Run, Start};
 use lampyris_comm::Secret;
 use lampyris_data::{Batch, Dataset};
 use lampyris_plan::program::Program;
@@ -80,10 +81,13 @@ pub enum End {
     Deadline,
 }
 
+/// Largest plan: one has a few kilobytes.
+const MAX_PLAN_BYTES: u64 = 16 << 20;
+
 /// Reads the plan that the command line wrote.
 pub fn read_plan(path: &std::path::Path) -> Result<TrainPlan> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = regular::read_text(path, MAX_PLAN_BYTES)
+        .with_context(|| format!("reading {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("{} is not a plan", path.display()))
 }
 

@@ -259,6 +259,22 @@ fn a_repair_adopts_the_newest_good_checkpoint_whatever_the_records_say() {
 }
 
 #[test]
+fn a_repair_of_what_is_in_order_changes_nothing() {
+    let disk = played();
+    let run = Run::open(Arc::new(disk.clone()), Path::new(RUN)).unwrap();
+    // The newest attempt began before the newest checkpoint, for a reason that is its own.
+    let attempt = run.claim_next().unwrap();
+    run.record(attempt, Some(id(25, 3))).unwrap();
+    let before = files(&disk);
+    let repaired = repair(&disk, false).unwrap();
+    assert_eq!((repaired.changed, repaired.adopted), (false, Some(id(25, 3))));
+    assert_eq!(files(&disk), before);
+    // Nor does retention take what it has not overtaken.
+    let keep_one = Retention { last: 1, every_steps: 0, best: false };
+    assert!(run.prune(keep_one, None, false).unwrap().kept.contains(&id(30, 3)));
+}
+
+#[test]
 fn a_repair_sets_aside_what_fits_nowhere() {
     // Nothing tells any more where attempt 2 began.
     let disk = played();
@@ -397,5 +413,17 @@ fn what_is_no_file_of_a_sane_size_is_damage_and_nobody_waits_for_it() {
         assert!(error.to_string().contains(words), "{error}");
         assert_eq!(run.repair(1, false).unwrap().adopted, Some(id(1, 1)));
         assert_eq!(run.to_load().unwrap(), [id(1, 1)]);
+        // Before the first checkpoint too.
+        std::fs::remove_dir_all(run.path(id(1, 1))).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        special(&path);
+        assert_eq!(run.repair(1, false).unwrap().adopted, None);
+        assert_eq!(run.to_load().unwrap(), []);
     }
+    // A file in the place of a checkpoint.
+    let (_dir, run) = new_run();
+    save(&run, id(1, 1), &Layout::random(1, 2)).unwrap();
+    std::fs::write(run.path(id(2, 1)), "").unwrap();
+    let loaded = run.load_latest(&mut Ranks::alone(), |reader| fixture::check(reader, 1)).unwrap();
+    assert_eq!(loaded.found.map(|(id, ())| id), Some(id(1, 1)));
 }

@@ -128,7 +128,8 @@ fn read_status(run: &RunDir) -> Result<Vec<Status>, CliError> {
         .map_err(|source| CliError::read(&status::status_path(run.path(), 0), source))
 }
 
-fn is_over(status: &Status) -> bool {
+/// Whether nobody runs what `status` tells of: it says so, or it is too old.
+pub(crate) fn is_over(status: &Status) -> bool {
     status.ended() || status::unix_ms().saturating_sub(status.written_ms) > SILENT_MS
 }
 

@@ -1,5 +1,8 @@
-//! `lampyris checkpoint ...`: what a run has saved, whether it is whole, how two of them differ, and what may go.
+//! `lampyris checkpoint ...`: what a run has saved, whether it is whole, how two of them differ, what may go, and how a run
+//! goes on whose records are lost.
 
+use crate::backend::local::is_over;
+use crate::backend::slurm::refuse_if_queued;
 use crate::error::CliError;
 use crate::run_dir::RunDir;
 use crate::screen::{self, checkpoints};
@@ -8,6 +11,7 @@ use clap::Subcommand;
 use lampyris_checkpoint::disk::RealDisk;
 use lampyris_checkpoint::report::{self, Verified};
 use lampyris_checkpoint::{Reader, Retention, Transfer};
+use lampyris_worker::shim::status;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +54,8 @@ pub(crate) enum Command {
     },
     /// Remove older checkpoints and leftovers; the newest good one always stays
     Prune(Prune),
+    /// Let a run go on whose records of attempts are lost or damaged: adopt its newest good checkpoint; deletes nothing
+    Repair(Repair),
 }
 
 /// A checkpoint.
@@ -80,6 +86,18 @@ pub(crate) struct Prune {
     dry_run: bool,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Repair {
+    /// Run directory
+    run: PathBuf,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 pub(crate) fn run(command: Command) -> Result<u8, CliError> {
     match command {
         Command::List { run, json } => {
@@ -101,6 +119,7 @@ pub(crate) fn run(command: Command) -> Result<u8, CliError> {
             return Ok(u8::from(!checkpoints::are_equal(&diff)));
         }
         Command::Prune(prune) => self::prune(&prune)?,
+        Command::Repair(args) => repair(&args)?,
     }
     Ok(0)
 }
@@ -130,6 +149,32 @@ fn prune(args: &Prune) -> Result<(), CliError> {
     let pruned = run.checkpoints()?.prune(policy, None, args.dry_run)?;
     screen::say(checkpoints::pruned(&pruned, args.dry_run));
     Ok(())
+}
+
+fn repair(args: &Repair) -> Result<(), CliError> {
+    let run = RunDir::open(&args.run)?;
+    let _lock = run.lock()?;
+    refuse_if_queued(&run)?;
+    refuse_if_alive(&run)?;
+    let checkpoints = run.checkpoints_read_only();
+    let repaired = checkpoints.repair(Transfer::default().threads, args.dry_run)?;
+    show(args.json, &repaired, |repaired| {
+        checkpoints::repaired(run.path(), repaired, args.dry_run)
+    });
+    Ok(())
+}
+
+/// Refuses a run that another machine runs, by what it has written there a moment ago.
+fn refuse_if_alive(run: &RunDir) -> Result<(), CliError> {
+    // A status that cannot be read is of nobody who lives.
+    let nodes = status::read(run.path()).unwrap_or_default();
+    match nodes.iter().find(|node| !is_over(node)) {
+        None => Ok(()),
+        Some(node) => {
+            let (path, host) = (run.path().to_path_buf(), node.host.clone());
+            Err(CliError::RunningThere { path, host })
+        }
+    }
 }
 
 fn show<T: Serialize>(json: bool, value: &T, text: impl Fn(&T) -> String) {

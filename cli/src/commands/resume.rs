@@ -18,6 +18,7 @@ use crate::screen;
 use crate::slurm::settings::SlurmArgs;
 use crate::slurm::submission;
 use crate::started_run::Start;
+use lampyris_checkpoint::{Error, Run};
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::digest::{Change, changes};
@@ -72,6 +73,8 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let before = run.plan()?;
     refuse_if_queued(&run)?;
     let plan = args.plan(&before, environment)?;
+    // Before anything is written.
+    let beginning = beginning(&run.checkpoints()?, &plan)?;
     check_trainable(&plan)?;
     let layout = args.layout(&run, &plan)?;
     let changed = changes(&before, &plan);
@@ -86,11 +89,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         ));
         run.write_plan(&plan)?;
     }
-    let checkpoints = run.checkpoints()?;
-    match checkpoints.candidates()?.first() {
-        Some(id) => screen::note(format_args!("continuing from {id}")),
-        None => screen::note("there is no checkpoint yet: starting from the beginning"),
-    }
+    screen::note(beginning);
     let suspend = control::suspend_path(run.path());
     control::clear_suspend(run.path()).map_err(|source| CliError::write(&suspend, source))?;
     if args.home() == Home::Slurm {
@@ -192,6 +191,20 @@ impl Args {
             _ => run.record_dataset(&dataset)?,
         }
         Ok(dataset)
+    }
+}
+
+/// What the run goes on from, in words.
+fn beginning(checkpoints: &Run, plan: &TrainPlan) -> Result<String, CliError> {
+    match checkpoints.to_load() {
+        Ok(ids) => Ok(ids.first().map_or_else(
+            || "there is no checkpoint yet: starting from the beginning".into(),
+            |id| format!("continuing from {id}"),
+        )),
+        Err(Error::NoneGood { .. }) if plan.checkpoint.replica_every_steps > 0 => {
+            Ok("no checkpoint is left on disk: looking into the memory of the nodes".into())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -3,7 +3,7 @@
 use indicatif::{BinaryBytes, HumanCount};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use lampyris_checkpoint::Pruned;
+use lampyris_checkpoint::{Pruned, Repaired};
 use lampyris_checkpoint::report::{Diff, List, Listed, Shown, TensorDiff, Verified};
 use std::path::Path;
 
@@ -13,11 +13,12 @@ const MAX_TENSORS: usize = 20;
 /// One line per checkpoint.
 pub(crate) fn list(list: &List) -> String {
     if list.checkpoints.is_empty() && list.quarantined.is_empty() {
-        return "no checkpoints".into();
+        return list.problem.clone().unwrap_or_else(|| "no checkpoints".into());
     }
     let mut lines = vec!["    step  attempt  saved                      size   loss".to_string()];
     lines.extend(list.checkpoints.iter().map(line));
-    lines.extend(list.quarantined.iter().map(|name| format!("{name}  set aside as damaged")));
+    lines.extend(list.quarantined.iter().map(|name| format!("{name}  set aside, see its quarantine.json")));
+    lines.extend(list.problem.clone());
     lines.join("\n")
 }
 
@@ -27,7 +28,7 @@ fn line(listed: &Listed) -> String {
     let loss = listed.validation_loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"));
     let remark = match (&listed.problem, listed.in_lineage) {
         (Some(problem), _) => format!("damaged: {problem}"),
-        (None, false) => "not in the lineage: never loaded".into(),
+        (None, false) => "not in the lineage: not loaded".into(),
         (None, true) => String::new(),
     };
     let (step, attempt) = (listed.id.step.0, listed.id.attempt.0);
@@ -125,6 +126,32 @@ pub(crate) fn pruned(pruned: &Pruned, dry_run: bool) -> String {
     let kept = pruned.kept.iter().map(|id| format!("kept {id}"));
     let lines: Vec<String> = removed.chain(swept).chain(kept).collect();
     if lines.is_empty() { "no checkpoints".into() } else { lines.join("\n") }
+}
+
+/// What a repair did, or would do.
+pub(crate) fn repaired(run: &Path, repaired: &Repaired, dry_run: bool) -> String {
+    let would = if dry_run { "would be " } else { "" };
+    let mut lines = Vec::new();
+    match &repaired.adopted {
+        Some(id) if repaired.changed => lines.push(format!("{id} {would}adopted")),
+        Some(id) => lines.push(format!("nothing to mend: the run goes on from {id}")),
+        None => lines.push("the run has not saved any checkpoint yet".into()),
+    }
+    for aside in &repaired.set_aside {
+        lines.push(format!("{} {would}set aside: {}", aside.id, aside.problem));
+    }
+    if !repaired.changed {
+        return lines.join("\n");
+    }
+    for record in &repaired.records {
+        let from = record.parent.map_or_else(|| "nothing".into(), |id| id.to_string());
+        lines.push(format!("recorded: attempt {} began from {from}", record.attempt));
+    }
+    lines.extend(repaired.old_file.iter().map(|old| format!("the old file is {}", old.display())));
+    if !dry_run {
+        lines.push(format!("`lampyris resume {}` goes on", run.display()));
+    }
+    lines.join("\n")
 }
 
 fn local_time(unix_s: u64) -> String {

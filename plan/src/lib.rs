@@ -23,6 +23,7 @@ pub mod timeline;
 pub mod traffic;
 pub mod train_plan;
 pub mod validate;
+pub mod visible;
 
 pub use ids::{Attempt, Rank, Step};
 pub use inventory::{Inventory, Parameter};

@@ -1,6 +1,7 @@
 //! What a person sees when a recipe is wrong: every problem with its place, the line as written and what to do.
 
 use crate::tree::{Node, Place, Sources, Value};
+use lampyris_plan::visible;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -50,14 +51,15 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gutter = self.line.as_ref().map_or(0, |(number, _)| number.to_string().len());
-        writeln!(f, "error: {}", self.message)?;
-        writeln!(f, "{:gutter$}--> {}", "", self.place)?;
+        // Keys, values and names of files are the recipe's: none of them makes a line of its own here.
+        writeln!(f, "error: {}", visible::line(&self.message))?;
+        writeln!(f, "{:gutter$}--> {}", "", visible::line(&self.place))?;
         if let Some((number, text)) = &self.line {
             writeln!(f, "{:gutter$} |", "")?;
-            writeln!(f, "{number} | {}", text.trim_end())?;
+            writeln!(f, "{number} | {}", visible::prose(text.trim_end()))?;
             writeln!(f, "{:gutter$} |", "")?;
         }
-        write!(f, "{:gutter$} = help: {}", "", self.help)
+        write!(f, "{:gutter$} = help: {}", "", visible::line(&self.help))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::error::{Problems, join, nearest};
 use crate::tree::{Node, Place, Table, Value};
+use lampyris_plan::visible;
 
 /// A recipe key, for documentation.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,10 @@ impl Read for PathText {
             text if text.starts_with('~') => (
                 "starts with `~`, which only a shell expands",
                 "write the folder, or $HOME in a shell",
+            ),
+            text if text.contains(visible::is_hidden) => (
+                "has a character that cannot be seen",
+                "rename the file or folder: its path stands in scripts and messages",
             ),
             _ => return Some(PathText { text: text.clone(), place: node.place }),
         };

@@ -24,6 +24,11 @@ const CASES: &[Case] = &[
     edit("a key with a typo", &[("micro_batch = 2", "mirco_batch = 2")]),
     edit("a key of another section", &[("hidden = 64", "hidden = 64\npeak_lr = 1e-3")]),
     edit("a key like nothing known", &[("leaves = 4", "leaves = 4\nzebra = 1")]),
+    edit(
+        "a key with an escape sequence and a line break",
+        &[("leaves = 4", "leaves = 4\n\"a\\u001b[2J\\nerror: forged\" = 1")],
+    ),
+    edit("a path with a line break", &[("\"debug_text/alice_*.txt\"", "\"debug\\ntouch PWNED\"")]),
     edit("a section with a typo", &[("[schedule]", "[shedule]")]),
     edit("a key at the top", &[("seed = 1", "sed = 1")]),
     edit("a section missing", &[("[tokenizer]\nkind = \"byte\"", "")]),

@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use crate::rank_program;
 use clap::{Parser, Subcommand};
-use lampyris_plan::TrainPlan;
+use lampyris_plan::{TrainPlan, visible};
 use lampyris_recipes::Defaults;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -151,7 +151,8 @@ impl RecipeArgs {
         let mut text = std::fs::read_to_string(&self.recipe)
             .map_err(|source| CliError::read(&self.recipe, source))?;
         for set in &self.sets {
-            text.push_str(&format!("\n# --set {set}"));
+            // One line, whatever is in it: the next would not be a comment.
+            text.push_str(&format!("\n# --set {}", visible::line(set)));
         }
         Ok(text)
     }

@@ -55,7 +55,7 @@ pub(crate) enum CliError {
     #[error("{} is not a configuration: {what}", .path.display())]
     Configuration { path: PathBuf, what: String },
     #[error("{key} = {value:?} cannot stand in a batch script: expected {what}")]
-    SlurmSetting { key: &'static str, value: String, what: &'static str },
+    SlurmSetting { key: String, value: String, what: String },
     #[error("{variable} is not set: this is for the batch script of a Slurm job")]
     OutsideSlurm { variable: &'static str },
     #[error("job {job} of this run is still in the queue: {state}")]
@@ -96,6 +96,8 @@ pub(crate) enum CliError {
     NotInBackground { path: PathBuf },
     #[error("cannot start a runtime: {source}")]
     Runtime { source: io::Error },
+    #[error("the run directory {path:?} has a character that cannot be seen, such as a line break")]
+    HiddenInPath { path: PathBuf },
     #[error("{} exists already", .path.display())]
     RunExists { path: PathBuf },
     #[error("{} is running on this machine", .path.display())]
@@ -172,14 +174,19 @@ impl CliError {
             }
             CliError::NotInBackground { path } => format!(
                 "`lampyris resume {0}` continues it here, `lampyris adopt {0}` gives it to the scheduler",
-                path.display()
+                screen::word(path)
             ),
+            CliError::HiddenInPath { .. } => {
+                "it would become a part of scripts and messages: name another folder with --run-dir, or \
+                 rename the folder it lies in"
+                    .into()
+            }
             CliError::RunExists { path } => format!(
                 "`lampyris resume {}` continues it; --run-dir names another place",
-                path.display()
+                screen::word(path)
             ),
             CliError::Running { path } => {
-                format!("wait for it, or stop it with `lampyris suspend {}`", path.display())
+                format!("wait for it, or stop it with `lampyris suspend {}`", screen::word(path))
             }
             CliError::RunningThere { .. } => {
                 "stop it there first; one that was killed counts as ended after 15 seconds".into()
@@ -195,7 +202,7 @@ impl CliError {
                 "put the old files back, or accept the new text with --allow-change data".into()
             }
             CliError::NoCheckpoint { run, .. } => {
-                format!("`lampyris checkpoint list {}` shows those there are", run.display())
+                format!("`lampyris checkpoint list {}` shows those there are", screen::word(run))
             }
             CliError::NoStep { .. } => {
                 "steps are counted from 1; a run that has not started yet has none".into()
@@ -207,7 +214,7 @@ impl CliError {
             CliError::Slurm(error) => error.hint(),
             CliError::SlurmJob { .. } => "name the run directory instead".into(),
             CliError::NotOfSlurm { path } => {
-                format!("`lampyris resume {} --cluster slurm` hands it over", path.display())
+                format!("`lampyris resume {} --cluster slurm` hands it over", screen::word(path))
             }
             CliError::Queued { job, .. } => {
                 format!("wait for it, or end it with `scancel {job}`")
@@ -251,6 +258,7 @@ impl CliError {
             | CliError::Untrainable(_)
             | CliError::Layout { .. }
             | CliError::Invalid(_)
+            | CliError::HiddenInPath { .. }
             | CliError::Changed { .. }
             | CliError::OtherOptimizer { .. }
             | CliError::OtherText { .. }

@@ -22,7 +22,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = commands::Cli::parse();
+    let cli = match commands::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(ended) => return screen::usage(&ended),
+    };
     let environment = commands::Environment::of_process();
     match commands::run(cli, &environment) {
         Ok(code) => ExitCode::from(code),

@@ -8,14 +8,13 @@ use indicatif::{HumanBytes, HumanCount};
 use lampyris_data::{Dataset, Options, Source, Split, TokenizerSpec};
 use lampyris_plan::TrainPlan;
 use lampyris_plan::train_plan as plan;
-use std::io::IsTerminal;
 use std::time::Instant;
 
 /// Prepares the text of `plan`, or finds it prepared, and refuses a tokenizer that does not fit the model and a sequence
 /// longer than the text.
 pub(crate) fn prepare(plan: &TrainPlan) -> Result<Dataset, CliError> {
     let began = Instant::now();
-    let progress = DataProgress::new(std::io::stderr().is_terminal());
+    let progress = DataProgress::new(screen::has_terminal());
     let dataset = lampyris_data::prepare(&options(plan), &progress);
     progress.finish();
     let dataset = dataset?;
@@ -43,7 +42,7 @@ pub(crate) fn reopen(
     if !folder.is_dir() {
         return Ok(None);
     }
-    let progress = DataProgress::new(std::io::stderr().is_terminal());
+    let progress = DataProgress::new(screen::has_terminal());
     let opened =
         Dataset::open(&folder).and_then(|dataset| dataset.verify(&progress).map(|()| dataset));
     progress.finish();

@@ -7,7 +7,7 @@ use jiff::Zoned;
 use lampyris_checkpoint::Run;
 use lampyris_checkpoint::disk::{RealDisk, regular};
 use lampyris_data::{Dataset, Tokenizer};
-use lampyris_plan::TrainPlan;
+use lampyris_plan::{TrainPlan, visible};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -54,6 +54,7 @@ impl RunDir {
         recipe: &str,
     ) -> Result<RunDir, CliError> {
         let path = RunDir::path_for(plan, named, now);
+        refuse_hidden(&path)?;
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| CliError::write(parent, e))?;
         }
@@ -169,6 +170,15 @@ impl RunDir {
     pub(crate) fn not_a_run(&self, what: &str) -> CliError {
         CliError::NotARun { path: self.path.clone(), what: what.into() }
     }
+}
+
+/// A run's path stands in scripts, requests and messages: it has no character that cannot be seen.
+fn refuse_hidden(path: &Path) -> Result<(), CliError> {
+    let whole = std::path::absolute(path).map_err(|error| CliError::read(path, error))?;
+    if whole.to_string_lossy().contains(visible::is_hidden) {
+        return Err(CliError::HiddenInPath { path: whole });
+    }
+    Ok(())
 }
 
 fn create_dir(path: &Path) -> Result<(), CliError> {

@@ -13,7 +13,6 @@ use lampyris_proto::{Attempt, Rank};
 use lampyris_worker::report::Report;
 use lampyris_worker::shim::{Options, Outcome, Rendezvous};
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -71,7 +70,7 @@ impl StartedRun<'_> {
         let here = hosted.as_ref().map(|hosted| hosted.rendezvous.clone());
         let (service, _handle) = self.shim(here.or(there)).build()?;
         let (sender, events) = sync_channel(EVENT_LIMIT);
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = screen::has_terminal();
         // The shim has the main thread: the ranks' lives are tied to the thread that starts them.
         let view = thread::spawn(move || TrainingView::new(terminal).watch(&events));
         let outcome = service.run(&sender);
@@ -84,7 +83,7 @@ impl StartedRun<'_> {
             Outcome::Finished => self.report(&said)?,
             Outcome::Suspended { step, .. } => screen::say(format_args!(
                 "checkpointed after step {step} and stopped; `lampyris resume {}` continues",
-                self.start.run.path().display()
+                screen::word(self.start.run.path())
             )),
             Outcome::Failed(_) => {}
         }
@@ -154,6 +153,6 @@ pub(crate) fn report(
         }
         _ => Vec::new(),
     };
-    screen::say(screen::report(run.path(), said, &dataset.manifest().training, &compressed));
+    screen::say_source(screen::report(run.path(), said, &dataset.manifest().training, &compressed));
     Ok(())
 }

@@ -12,6 +12,8 @@ mod errors;
 #[cfg(test)]
 mod help;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod hugging_face;
 #[cfg(test)]
 mod plan;

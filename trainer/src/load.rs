@@ -2,9 +2,9 @@
 
 use crate::build::Rank;
 use crate::link::Link;
+use crate::state::Progress;
 use crate::{machine, replicas, snapshot};
 use anyhow::Result;
-use crate::state::Progress;
 use lampyris_checkpoint::{Error, Manifest, Reader, Restored, Run};
 use lampyris_plan::{Attempt, TrainPlan};
 use lampyris_proto::rank::{self, from_rank::Body, note::Severity};

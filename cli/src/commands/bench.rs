@@ -64,7 +64,7 @@ fn collective(operation: Operation, arguments: &Arguments) -> Result<u8, CliErro
     let program = RankProgram { program, arguments: vec!["bench".into(), "rank".into()] };
     let report = measure(&arguments.options(operation), &program)?;
     match arguments.json {
-        true => screen::say(report.to_json()),
+        true => screen::say_json(&report.to_json()),
         false => screen::say(report.to_string().trim_end()),
     }
     Ok(0)

@@ -178,10 +178,8 @@ fn refuse_if_alive(run: &RunDir) -> Result<(), CliError> {
 }
 
 fn show<T: Serialize>(json: bool, value: &T, text: impl Fn(&T) -> String) {
-    if json {
-        let text = serde_json::to_string_pretty(value);
-        screen::say(text.expect("a report is plain data with string keys"));
-    } else {
-        screen::say(text(value));
+    match json {
+        true => screen::json_lines(value),
+        false => screen::say(text(value)),
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct ManArgs {
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<u8, CliError> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "lampyris", &mut text);
-    screen::say(String::from_utf8_lossy(&text).trim_end());
+    screen::say_source(String::from_utf8_lossy(&text).trim_end());
     Ok(0)
 }
 

@@ -4,11 +4,11 @@ use super::Environment;
 use super::cluster::ClusterArgs;
 use crate::error::CliError;
 use crate::rank_program;
+use crate::screen::DaemonLog;
 use lampyris_proto::v1::Capacity;
 use lampyris_worker::client::Target;
 use lampyris_worker::daemon::{Handle, Options};
 use lampyris_worker::shim::status::host_name;
-use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -172,10 +172,9 @@ pub(crate) fn runtime() -> Result<Runtime, CliError> {
 /// What a daemon says goes to stderr; LAMPYRIS_LOG chooses how much (`info`, `debug`, `lampyris_worker=debug`).
 pub(crate) fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("LAMPYRIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let terminal = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     // A second call changes nothing.
-    subscriber.with_writer(std::io::stderr).try_init().ok();
+    subscriber.with_writer(DaemonLog::default).try_init().ok();
 }
 
 /// Waits for SIGINT or SIGTERM.

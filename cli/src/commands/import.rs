@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         screen::note(format_args!("not used: {}", import.unexpected.join(", ")));
     }
     screen::note(format_args!("weights in {}", path.display()));
-    screen::say(format_args!("`lampyris resume {}` trains it", run.path().display()));
+    screen::say(format_args!("`lampyris resume {}` trains it", screen::word(run.path())));
     Ok(0)
 }
 

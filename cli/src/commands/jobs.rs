@@ -9,7 +9,6 @@ use crate::backend::{Backend, JobName, LogsWanted, Wanted};
 use crate::error::CliError;
 use crate::screen;
 use crate::slurm::submission;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -138,10 +137,9 @@ pub(crate) fn logs(args: &LogsArgs, environment: &Environment) -> Result<u8, Cli
         screen::json(&serde_json::json!({ "job": args.job, "rank": rank, "text": text }));
         return Ok(0);
     }
-    let mut out = std::io::stdout();
-    // A reader that has closed the pipe wants no more.
-    let mut print = |piece: &[u8]| out.write_all(piece).and_then(|()| out.flush()).is_ok();
-    backend.logs(&args.job, &wanted, &mut print)?;
+    let mut out = screen::LogOutput::stdout();
+    backend.logs(&args.job, &wanted, &mut |piece| out.piece(piece))?;
+    out.finish();
     Ok(0)
 }
 

@@ -55,9 +55,9 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let target = args.cluster.target(environment);
     let worker: Vec<String> = args.offer.words().into_iter().chain(words(&target)).collect();
     let pilot = Pilot { folder: &folder, program: &program, nodes: args.nodes, worker: &worker };
-    let script = pilot::render(&pilot, &settings);
+    let script = pilot::render(&pilot, &settings)?;
     if args.dry_run {
-        screen::say(script.trim_end());
+        screen::say_source(script.trim_end());
         return Ok(0);
     }
     rank_program::find(environment.rank_program.clone())?;

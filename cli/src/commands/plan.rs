@@ -35,11 +35,9 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         let speeds = Speeds { flops_per_s: gflops * 1e9, link_bytes_per_s: args.gbit * 1e9 / 8.0 };
         report = report.with_step_bound(nodes, speeds);
     }
-    if args.json {
-        let json = serde_json::to_string_pretty(&report);
-        screen::say(json.expect("figures and a plan become JSON"));
-    } else {
-        screen::say(report.to_string().trim_end());
+    match args.json {
+        true => screen::json_lines(&report),
+        false => screen::say(report.to_string().trim_end()),
     }
     Ok(0)
 }

@@ -29,14 +29,10 @@ pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     loop {
         let nodes = status::read(run.path())
             .map_err(|source| CliError::read(&status::status_path(run.path(), 0), source))?;
-        let text = match args.json {
-            true => serde_json::to_string(&nodes).expect("plain data becomes JSON"),
-            false => screen::ranks(&nodes, status::unix_ms()),
-        };
-        if args.follow {
-            screen::again(text);
-        } else {
-            screen::say(text);
+        match (args.json, args.follow) {
+            (true, _) => screen::json(&nodes),
+            (false, true) => screen::again(screen::ranks(&nodes, status::unix_ms())),
+            (false, false) => screen::say(screen::ranks(&nodes, status::unix_ms())),
         }
         if !args.follow || nodes.iter().all(Status::ended) {
             return Ok(0);

@@ -40,10 +40,10 @@ pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     check(&run, &checkpoints, &path[place.stretch].record, place)?;
     let dataset = text(&path[place.stretch].start)?;
     let ledger = ledger(&path, (args.step, place), &dataset, args.print)?;
-    screen::say(match args.json {
-        true => serde_json::to_string_pretty(&ledger).expect("plain data with string keys"),
-        false => screen::ledger(&ledger),
-    });
+    match args.json {
+        true => screen::json_lines(&ledger),
+        false => screen::say_source(screen::ledger(&ledger)),
+    }
     Ok(0)
 }
 

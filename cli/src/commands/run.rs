@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
             started_run::report(&prepared.run, &prepared.plan, &prepared.dataset, &said)?;
         }
         _ => {
-            let run = prepared.run.path().display();
+            let run = screen::word(prepared.run.path());
             screen::say(format_args!("stopped; `lampyris resume {run}` continues"));
         }
     }

@@ -12,7 +12,6 @@ use crate::launch::LayoutArgs;
 use crate::screen::{self, AttachedView};
 use lampyris_proto::v1;
 use lampyris_proto::v1::JobState;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,7 +90,7 @@ pub(crate) fn adopt(args: &AdoptArgs, environment: &Environment) -> Result<u8, C
 
 /// Shows a job until it has ended, and gives its exit code. A scheduler that goes away for a while is found again.
 pub(crate) fn follow(scheduler: &Scheduler, job: u64) -> Result<u8, CliError> {
-    let mut view = AttachedView::new(std::io::stderr().is_terminal());
+    let mut view = AttachedView::new(screen::has_terminal());
     let mut lost: Option<Instant> = None;
     loop {
         let mut last: Option<v1::Job> = None;

@@ -45,10 +45,10 @@ pub(crate) fn run(
     check_trainable(&plan)?;
     let layout = launch.layout(&plan)?;
     let now = Zoned::now();
+    let path = RunDir::path_for(&plan, named, &now);
+    let script = render(&path, &plan.name, layout, &args.slurm, environment)?;
     if args.dry_run {
-        let path = RunDir::path_for(&plan, named, &now);
-        let script = render(&path, &plan.name, layout, &args.slurm, environment)?;
-        screen::say(script.trim_end());
+        screen::say_source(script.trim_end());
         return Ok(0);
     }
     rank_program::find(environment.rank_program.clone())?;
@@ -62,7 +62,7 @@ pub(crate) fn run(
 
 /// Hands the job over and says what it is.
 pub(crate) fn submit(run: &RunDir, script: &str, nodes: usize) -> Result<u8, CliError> {
-    let path = run.path().display();
+    let path = screen::word(run.path());
     let job = submission::submit(run, script, nodes).inspect_err(|_| {
         screen::note(format_args!(
             "not submitted; `lampyris resume {path} --cluster slurm` tries again"
@@ -88,5 +88,5 @@ pub(crate) fn render(
     let program = std::env::current_exe().map_err(|source| CliError::OwnPath { source })?;
     let run_dir = environment.current_dir.join(run_dir);
     let job = Job { run_dir: &run_dir, program: &program, name, layout };
-    Ok(script::render(&job, &settings))
+    script::render(&job, &settings)
 }

@@ -36,10 +36,10 @@ pub(crate) fn run(command: Command) -> Result<u8, CliError> {
         trace.bound = Some(bound(&plan, &trace));
         ranks.push(trace);
     }
-    screen::say(match json {
-        true => serde_json::to_string(&ranks).expect("plain data becomes JSON"),
-        false => table(&ranks),
-    });
+    match json {
+        true => screen::json(&ranks),
+        false => screen::say(table(&ranks)),
+    }
     Ok(0)
 }
 

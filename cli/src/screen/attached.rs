@@ -1,10 +1,10 @@
 //! A view of one job of the scheduler while a person waits for it: a bar on a terminal, else lines.
 
-use super::note;
 use super::training::duration_text;
+use super::{Bar, note};
 use crate::backend::Phase;
 use crate::backend::scheduler::phase;
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanCount;
 use lampyris_proto::v1;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const LINE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Shows a job as it changes.
 pub(crate) struct AttachedView {
-    bar: ProgressBar,
+    bar: Bar,
     terminal: bool,
     said: String,
     step: u64,
@@ -24,11 +24,7 @@ pub(crate) struct AttachedView {
 impl AttachedView {
     /// A bar if stderr is a `terminal`, else lines.
     pub(crate) fn new(terminal: bool) -> AttachedView {
-        let target =
-            if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{bar:14} {pos}/{len}  {wide_msg}");
-        let bar = ProgressBar::with_draw_target(None, target)
-            .with_style(style.expect("the template is fixed"));
+        let bar = Bar::new(terminal, None, "{bar:14} {pos}/{len}  {wide_msg}");
         let (said, step, evaluated, last_line) = (String::new(), 0, None, None);
         AttachedView { bar, terminal, said, step, evaluated, last_line }
     }
@@ -39,7 +35,7 @@ impl AttachedView {
         let reason = job.reason.clone().unwrap_or_default().text;
         let standing = format!("job {} is {}: {reason}", job.id, state.as_str());
         if standing != self.said {
-            self.line(&standing);
+            self.bar.line(&standing);
             self.said = standing;
         }
         if matches!(state, Phase::Running | Phase::Succeeded)
@@ -48,17 +44,16 @@ impl AttachedView {
             self.progress(progress, now);
         }
         if state.is_final() {
-            self.bar.finish_and_clear();
+            self.bar.clear();
         }
     }
 
     fn progress(&mut self, progress: &v1::Progress, now: Instant) {
         let Some(figures) = progress.figures else {
             let doing = progress.ranks.first().map(|rank| rank.operation.clone());
-            return self.bar.set_message(doing.unwrap_or_default());
+            return self.bar.set_message(&doing.unwrap_or_default());
         };
-        self.bar.set_length(progress.total_steps);
-        self.bar.set_position(progress.step);
+        self.bar.set(progress.step, progress.total_steps);
         let left = progress.total_steps.saturating_sub(progress.step) as f64 * figures.step_s;
         let text = format!(
             "loss {:.4}  {} tokens/s  eta {}",
@@ -69,7 +64,7 @@ impl AttachedView {
         if figures.bits_per_byte != self.evaluated
             && let Some(bits) = figures.bits_per_byte
         {
-            self.line(&format!("step {}: validation {bits:.4} bits per byte", progress.step));
+            self.bar.line(&format!("step {}: validation {bits:.4} bits per byte", progress.step));
             self.evaluated = Some(bits);
         }
         let at_end = progress.step == progress.total_steps;
@@ -79,10 +74,6 @@ impl AttachedView {
             self.last_line = Some(now);
         }
         self.step = progress.step;
-        self.bar.set_message(text);
-    }
-
-    fn line(&self, text: &str) {
-        if self.terminal { self.bar.println(text) } else { note(text) }
+        self.bar.set_message(&text);
     }
 }

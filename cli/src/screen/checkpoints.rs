@@ -3,8 +3,10 @@
 use indicatif::{BinaryBytes, HumanCount};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use lampyris_checkpoint::{Pruned, Repaired};
 use lampyris_checkpoint::report::{Diff, List, Listed, Shown, TensorDiff, Verified};
+use lampyris_checkpoint::{Pruned, Repaired};
+use lampyris_plan::visible;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// Tensors that a difference lists; the rest is counted.
@@ -17,8 +19,10 @@ pub(crate) fn list(list: &List) -> String {
     }
     let mut lines = vec!["    step  attempt  saved                      size   loss".to_string()];
     lines.extend(list.checkpoints.iter().map(line));
-    lines.extend(list.quarantined.iter().map(|name| format!("{name}  set aside, see its quarantine.json")));
-    lines.extend(list.problem.clone());
+    let aside =
+        |name: &String| format!("{}  set aside, see its quarantine.json", visible::line(name));
+    lines.extend(list.quarantined.iter().map(aside));
+    lines.extend(list.problem.iter().map(|problem| visible::line(problem).into_owned()));
     lines.join("\n")
 }
 
@@ -33,7 +37,7 @@ fn line(listed: &Listed) -> String {
     };
     let (step, attempt) = (listed.id.step.0, listed.id.attempt.0);
     let line = format!("{step:>8}  {attempt:>7}  {saved:<19}  {bytes:>10}  {loss:<6}  {remark}");
-    line.trim_end().to_string()
+    visible::line(line.trim_end()).into_owned()
 }
 
 /// What one checkpoint holds, its tensors counted.
@@ -41,7 +45,7 @@ pub(crate) fn shown(path: &Path, shown: &Shown) -> String {
     let manifest = &shown.manifest;
     let parent = manifest.parent.map_or_else(|| "a fresh start".into(), |id| id.to_string());
     let mut lines = vec![
-        format!("{}", path.display()),
+        shown_path(path).into_owned(),
         row("step", manifest.id.step),
         row("attempt", manifest.id.attempt),
         row("continues", parent),
@@ -64,7 +68,15 @@ pub(crate) fn shown(path: &Path, shown: &Shown) -> String {
 }
 
 fn row(name: &str, value: impl std::fmt::Display) -> String {
-    format!("  {name:<18}{value}")
+    let (name, value) = (visible::line(name), value.to_string());
+    format!("  {name:<18}{}", visible::line(&value))
+}
+
+fn shown_path(path: &Path) -> Cow<'_, str> {
+    match path.to_string_lossy() {
+        Cow::Borrowed(text) => visible::line(text),
+        Cow::Owned(text) => Cow::Owned(visible::line(&text).into_owned()),
+    }
 }
 
 /// One line per checkpoint, one more per problem.
@@ -73,10 +85,11 @@ pub(crate) fn verified(verified: &[Verified]) -> String {
         return "no checkpoints".into();
     }
     let one = |one: &Verified| match one.problems.as_slice() {
-        [] => format!("{}: {} read, all well", one.path.display(), BinaryBytes(one.bytes)),
+        [] => format!("{}: {} read, all well", shown_path(&one.path), BinaryBytes(one.bytes)),
         problems => {
-            let problems: String = problems.iter().map(|text| format!("\n  {text}")).collect();
-            format!("{}: damaged{problems}", one.path.display())
+            let line = |text: &String| format!("\n  {}", visible::line(text));
+            let problems: String = problems.iter().map(line).collect();
+            format!("{}: damaged{problems}", shown_path(&one.path))
         }
     };
     verified.iter().map(one).collect::<Vec<_>>().join("\n")
@@ -97,12 +110,12 @@ pub(crate) fn diff(diff: &Diff) -> String {
         lines.push(format!("... and {} more", diff.tensors.len() - MAX_TENSORS));
     }
     let named = |what: &str, names: &[String]| {
-        names.iter().map(|name| format!("{name}: {what}")).collect::<Vec<_>>()
+        names.iter().map(|name| format!("{}: {what}", visible::line(name))).collect::<Vec<_>>()
     };
     lines.extend(named("only in the first", &diff.only_a));
     lines.extend(named("only in the second", &diff.only_b));
     lines.extend(named("another shape", &diff.reshaped));
-    lines.extend(diff.fields.iter().map(|field| format!("{field} differs")));
+    lines.extend(diff.fields.iter().map(|field| format!("{} differs", visible::line(field))));
     let differing = diff.tensors.len();
     lines.push(format!("{differing} tensors differ, {} are equal to the last bit", diff.equal));
     lines.join("\n")
@@ -114,7 +127,8 @@ fn tensor_line(tensor: &TensorDiff) -> String {
     format!(
         "{} {}: {differing} of {elements} elements, max|a-b| {max_difference:.3e}, max|b| \
          {max_b:.3e}, ratio {ratio:.3e}",
-        tensor.tensor, tensor.kind
+        visible::line(&tensor.tensor),
+        tensor.kind
     )
 }
 
@@ -122,7 +136,7 @@ fn tensor_line(tensor: &TensorDiff) -> String {
 pub(crate) fn pruned(pruned: &Pruned, dry_run: bool) -> String {
     let verb = if dry_run { "would remove" } else { "removed" };
     let removed = pruned.removed.iter().map(|id| format!("{verb} {id}"));
-    let swept = pruned.swept.iter().map(|name| format!("{verb} leftover {name}"));
+    let swept = pruned.swept.iter().map(|name| format!("{verb} leftover {}", visible::line(name)));
     let kept = pruned.kept.iter().map(|id| format!("kept {id}"));
     let lines: Vec<String> = removed.chain(swept).chain(kept).collect();
     if lines.is_empty() { "no checkpoints".into() } else { lines.join("\n") }
@@ -138,7 +152,7 @@ pub(crate) fn repaired(run: &Path, repaired: &Repaired, dry_run: bool) -> String
         None => lines.push("the run has not saved any checkpoint yet".into()),
     }
     for aside in &repaired.set_aside {
-        lines.push(format!("{} {would}set aside: {}", aside.id, aside.problem));
+        lines.push(format!("{} {would}set aside: {}", aside.id, visible::line(&aside.problem)));
     }
     if !repaired.changed {
         return lines.join("\n");
@@ -147,9 +161,10 @@ pub(crate) fn repaired(run: &Path, repaired: &Repaired, dry_run: bool) -> String
         let from = record.parent.map_or_else(|| "nothing".into(), |id| id.to_string());
         lines.push(format!("recorded: attempt {} began from {from}", record.attempt));
     }
-    lines.extend(repaired.old_file.iter().map(|old| format!("the old file is {}", old.display())));
+    lines
+        .extend(repaired.old_file.iter().map(|old| format!("the old file is {}", shown_path(old))));
     if !dry_run {
-        lines.push(format!("`lampyris resume {}` goes on", run.display()));
+        lines.push(format!("`lampyris resume {}` goes on", visible::line(&super::word(run))));
     }
     lines.join("\n")
 }

@@ -1,13 +1,13 @@
 //! The data step: a bar per phase on a terminal, one line per phase elsewhere.
 
-use super::note;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::{Bar, note};
+use indicatif::HumanBytes;
 use lampyris_data::{Notice, Phase, Progress};
 use std::cell::RefCell;
 
 /// Draws the progress of `lampyris_data::prepare`.
 pub(crate) struct DataProgress {
-    shown: RefCell<Option<(Phase, ProgressBar)>>,
+    shown: RefCell<Option<(Phase, Bar)>>,
     terminal: bool,
 }
 
@@ -20,7 +20,7 @@ impl DataProgress {
     /// Removes the last bar.
     pub(crate) fn finish(&self) {
         if let Some((_, bar)) = self.shown.take() {
-            bar.finish_and_clear();
+            bar.clear();
         }
     }
 
@@ -29,11 +29,8 @@ impl DataProgress {
         if !self.terminal {
             note(format_args!("{} ({})", words(phase), HumanBytes(total)));
         }
-        let target =
-            if self.terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = "{msg:24} {bar:30} {bytes}/{total_bytes}  {elapsed}";
-        let style = ProgressStyle::with_template(style).expect("the template is fixed");
-        let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
+        let bar = Bar::new(self.terminal, Some(total), style);
         bar.set_message(words(phase));
         self.shown.replace(Some((phase, bar)));
     }
@@ -45,8 +42,7 @@ impl Progress for DataProgress {
             self.start(phase, total);
         }
         if let Some((_, bar)) = &*self.shown.borrow() {
-            bar.set_length(total);
-            bar.set_position(done);
+            bar.set(done, total);
         }
     }
 
@@ -58,8 +54,8 @@ impl Progress for DataProgress {
             Notice::Waiting => "another process prepares the same data: waiting for it".into(),
         };
         match &*self.shown.borrow() {
-            Some((_, bar)) if self.terminal => bar.println(text),
-            _ => note(text),
+            Some((_, bar)) => bar.line(&text),
+            None => note(text),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::backend::{JobDetails, JobRow, Phase, RankRow};
 use indicatif::HumanCount;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use lampyris_plan::visible;
 use lampyris_proto::v1;
 use std::collections::BTreeMap;
 
@@ -59,10 +60,11 @@ fn eta(row: &JobRow) -> String {
 /// All about one job.
 pub(crate) fn job(job: &JobDetails, width: usize) -> String {
     let row = &job.row;
-    let mut lines = vec![format!("job {}  {}  {}", row.id, row.name, row.phase.as_str())];
+    let heading = format!("job {}  {}  {}", row.id, row.name, row.phase.as_str());
+    let mut lines = vec![visible::line(&heading).into_owned()];
     let mut field = |name: &str, value: String| {
         if !value.is_empty() {
-            lines.push(format!("{name:<11} {value}"));
+            lines.push(format!("{name:<11} {}", visible::line(&value)));
         }
     };
     field("why", row.reason.clone());
@@ -83,7 +85,7 @@ pub(crate) fn job(job: &JobDetails, width: usize) -> String {
     field("failure", job.failure.clone());
     field("run", row.run_dir.display().to_string());
     if let Some(behind) = behind(&job.ranks) {
-        lines.push(behind);
+        lines.push(visible::line(&behind).into_owned());
     }
     if !job.ranks.is_empty() {
         lines.push(ranks(&job.ranks, width));
@@ -194,7 +196,7 @@ pub(crate) fn events(events: &[v1::Event], width: usize) -> String {
 
 /// One event as it happens.
 pub(crate) fn event(event: &v1::Event) -> String {
-    event_cells(event).join("  ")
+    visible::line(&event_cells(event).join("  ")).into_owned()
 }
 
 fn event_cells(event: &v1::Event) -> [String; 3] {
@@ -213,7 +215,9 @@ fn event_cells(event: &v1::Event) -> [String; 3] {
 pub(crate) fn submitted(job: &v1::Job) -> String {
     let spec = job.spec.clone().unwrap_or_default();
     let reason = job.reason.clone().unwrap_or_default().text;
-    format!("job {} ({}, priority {}): {reason}", job.id, spec.name, priority_word(spec.priority()))
+    let priority = priority_word(spec.priority());
+    let text = format!("job {} ({}, priority {priority}): {reason}", job.id, spec.name);
+    visible::line(&text).into_owned()
 }
 
 #[cfg(test)]

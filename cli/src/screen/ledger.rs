@@ -1,6 +1,7 @@
 //! The data ledger of a step as lines.
 
 use crate::ledger::{Document, Ledger, Sample};
+use lampyris_plan::visible;
 
 /// One line per sequence, one per document in it, and the text if it is there.
 pub(crate) fn ledger(ledger: &Ledger) -> String {
@@ -23,9 +24,10 @@ fn document_lines(document: &Document) -> Vec<String> {
     let Document { document, source, file, line, tokens: [start, end], text } = document;
     let line = line.map_or_else(String::new, |line| format!(":{line}"));
     let mut lines = vec![format!(
-        "  document {document}, source {source}, {file}{line}: tokens {start}..{end}"
+        "  document {document}, source {source}, {}{line}: tokens {start}..{end}",
+        visible::line(file)
     )];
     let text = text.iter().flat_map(|text| text.lines());
-    lines.extend(text.map(|line| format!("    | {line}")));
+    lines.extend(text.map(|line| format!("    | {}", visible::prose(line))));
     lines
 }

@@ -1,6 +1,7 @@
 //! The ranks of a run as a table: step, what each is doing and for how long, and who is behind.
 
 use super::training::duration_text;
+use lampyris_plan::visible;
 use lampyris_worker::shim::status::{ALIVE_PERIOD, RankStatus, State, Status};
 use std::fmt::Write;
 
@@ -53,12 +54,14 @@ fn line(node: &Status, rank: &RankStatus, behind: bool, now_ms: u64) -> String {
     let behind = if behind { "  (behind)" } else { "" };
     let (number, place, host) = (rank.rank, rank.node, &node.host);
     let time = duration_text(seconds);
-    format!("{number:<4}  {place:<4}  {host:<12}  {step:<13}  {time:<7}  {doing}{behind}")
+    let line =
+        format!("{number:<4}  {place:<4}  {host:<12}  {step:<13}  {time:<7}  {doing}{behind}");
+    visible::line(&line).into_owned()
 }
 
 fn write_end(out: &mut String, node: &Status, now_ms: u64) -> std::fmt::Result {
     let silent_ms = now_ms.saturating_sub(node.written_ms);
-    let (number, host) = (node.node, &node.host);
+    let (number, host) = (node.node, visible::line(&node.host));
     match node.state {
         State::Running | State::Suspending if silent_ms > SILENT_MS => {
             let time = duration_text(silent_ms as f64 / 1e3);
@@ -70,7 +73,9 @@ fn write_end(out: &mut String, node: &Status, now_ms: u64) -> std::fmt::Result {
         }
         State::Finished => writeln!(out, "node {number} ({host}) finished"),
         State::Suspended => writeln!(out, "node {number} ({host}) checkpointed and stopped"),
-        State::Failed => writeln!(out, "node {number} ({host}) failed: {}", node.reason),
+        State::Failed => {
+            writeln!(out, "node {number} ({host}) failed: {}", visible::line(&node.reason))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::training::duration_text;
 use crate::compressors::Compressed;
 use indicatif::{HumanBytes, HumanCount};
 use lampyris_data::PartSummary;
+use lampyris_plan::visible;
 use lampyris_worker::report::Report;
 use std::fmt::Write;
 use std::path::Path;
@@ -54,14 +55,16 @@ fn write_report(
     if let Some(sample) = &said.sample {
         writeln!(out, "\nIt writes")?;
         for line in format!("{}{}", sample.prompt, sample.text).lines() {
-            writeln!(out, "  | {line}")?;
+            writeln!(out, "  | {}", visible::prose(line))?;
         }
     }
-    writeln!(out, "\nRun         {}", run_dir.display())?;
+    let run = run_dir.to_string_lossy();
+    writeln!(out, "\nRun         {}", visible::line(&run))?;
     if let Some(saved) = &said.saved {
-        writeln!(out, "Checkpoint  {}", saved.path)?;
+        writeln!(out, "Checkpoint  {}", visible::line(&saved.path))?;
     }
-    write!(out, "Try         lampyris generate {} --prompt \"...\"", run_dir.display())
+    let word = super::word(run_dir);
+    write!(out, "Try         lampyris generate {} --prompt \"...\"", visible::line(&word))
 }
 
 /// Tokens per second of this attempt, its first step (which warms caches up) left out.

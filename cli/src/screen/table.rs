@@ -1,5 +1,7 @@
 //! Columns of text, as wide as they need to be; what does not fit the terminal is cut from the last column, and said.
 
+use lampyris_plan::visible;
+
 /// Between two columns.
 const GAP: &str = "  ";
 
@@ -19,7 +21,7 @@ impl<const N: usize> Table<N> {
 
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells);
+        self.rows.push(cells.map(|cell| visible::line(&cell).into_owned()));
     }
 
     /// The text, in at most `width` columns. A column without any cell is left out.

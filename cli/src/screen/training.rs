@@ -1,8 +1,8 @@
 //! A view of the shim's events while a run trains: a bar on a terminal, else plain lines; and what the final report
 //! needs of them. Decides nothing.
 
-use super::note;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::{Bar, note};
+use indicatif::{HumanBytes, HumanCount};
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::rank::{Evaluated, Operation, Saved, StepDone};
 use lampyris_proto::rank::{Note, note::Severity};
@@ -20,7 +20,7 @@ const ETA_WEIGHT: f64 = 0.05;
 
 /// Reads events until the shim has ended.
 pub(crate) struct TrainingView {
-    bar: ProgressBar,
+    bar: Bar,
     terminal: bool,
     last_line: Option<Instant>,
     step_s: f64,
@@ -30,12 +30,8 @@ pub(crate) struct TrainingView {
 impl TrainingView {
     /// A bar if stderr is a `terminal`, else lines.
     pub(crate) fn new(terminal: bool) -> TrainingView {
-        let target =
-            if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{spinner} {wide_msg}");
-        let bar = ProgressBar::with_draw_target(None, target)
-            .with_style(style.expect("the template is fixed"))
-            .with_message("starting lampyris-rank");
+        let bar = Bar::new(terminal, None, "{spinner} {wide_msg}");
+        bar.set_message("starting lampyris-rank");
         TrainingView { bar, terminal, last_line: None, step_s: 0.0, report: Report::default() }
     }
 
@@ -44,29 +40,27 @@ impl TrainingView {
         while let Ok(event) = events.recv() {
             self.show(event, Instant::now());
         }
-        self.bar.finish_and_clear();
+        self.bar.clear();
         self.report
     }
 
     fn show(&mut self, event: Event, now: Instant) {
         match event {
             Event::Started { rank, pid, .. } => {
-                self.bar.set_message(format!("rank {rank} starts (process {pid})"));
+                self.bar.set_message(&format!("rank {rank} starts (process {pid})"));
             }
             Event::Suspending { stay_stopped, reason } => {
-                self.line(&suspending_text(stay_stopped, reason));
+                self.bar.line(&suspending_text(stay_stopped, reason));
             }
-            Event::NotAtBoundary { ranks, waited } => self.line(&late_text(&ranks, waited)),
+            Event::NotAtBoundary { ranks, waited } => self.bar.line(&late_text(&ranks, waited)),
             Event::Said { rank, body } => self.said(rank, body, now),
         }
-        if self.terminal {
-            self.bar.tick();
-        }
+        self.bar.tick();
     }
 
     fn said(&mut self, rank: Rank, body: Body, now: Instant) {
         match body {
-            Body::Note(note) => self.line(&note_text(rank, &note)),
+            Body::Note(note) => self.bar.line(&note_text(rank, &note)),
             // Everything else is the same on all ranks.
             _ if rank != Rank(0) => {}
             body => self.said_first(body, now),
@@ -79,12 +73,12 @@ impl TrainingView {
         match body {
             Body::Ready(ready) => {
                 let (device, threads) = (ready.device, ready.threads);
-                self.line(&format!("training on {device}, {threads} threads"));
+                self.bar.line(&format!("training on {device}, {threads} threads"));
             }
-            Body::Operation(operation) => self.bar.set_message(operation_text(&operation)),
+            Body::Operation(operation) => self.bar.set_message(&operation_text(&operation)),
             Body::StepDone(step) => self.step(&step, first, now),
-            Body::Evaluated(evaluated) => self.line(&evaluated_text(&evaluated)),
-            Body::Saved(saved) => self.line(&saved_text(&saved)),
+            Body::Evaluated(evaluated) => self.bar.line(&evaluated_text(&evaluated)),
+            Body::Saved(saved) => self.bar.line(&saved_text(&saved)),
             // Report or outcome tell of these.
             Body::Sample(_) | Body::Finished(_) | Body::Suspended(_) | Body::Failed(_) => {}
             Body::Note(_) => {}
@@ -97,23 +91,16 @@ impl TrainingView {
             false => self.step_s + ETA_WEIGHT * (step.step_s - self.step_s),
         };
         if first {
-            let style = "{bar:14} {pos}/{len}  {wide_msg}";
-            let style = ProgressStyle::with_template(style).expect("the template is fixed");
-            self.bar.set_style(style);
+            self.bar.set_style("{bar:14} {pos}/{len}  {wide_msg}");
         }
-        self.bar.set_length(step.total_steps);
-        self.bar.set_position(step.step);
+        self.bar.set(step.step, step.total_steps);
         let figures = figures(step, self.step_s);
         let due = self.last_line.is_none_or(|last| now - last >= LINE_PERIOD);
         if !self.terminal && (due || step.step == step.total_steps) {
             note(format_args!("step {}/{}  {figures}", step.step, step.total_steps));
             self.last_line = Some(now);
         }
-        self.bar.set_message(figures);
-    }
-
-    fn line(&self, text: &str) {
-        if self.terminal { self.bar.println(text) } else { note(text) }
+        self.bar.set_message(&figures);
     }
 }
 

@@ -1,12 +1,12 @@
 //! Pilot mode: an allocation of Slurm whose nodes become workers of a Lampyris scheduler, and leave before the time limit.
 //! Slurm signals the workers, whose `lampyris slurm worker` then moves what runs there to other nodes.
 
+use super::lines::{Script, text_of};
 use super::queue;
-use super::script::{Head, quoted, write_head};
+use super::script::{Head, cpus, setup, write_head};
 use super::settings::Settings;
 use super::submission::{clear_foreign, number};
 use crate::error::CliError;
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -27,39 +27,37 @@ pub(crate) struct Pilot<'a> {
 }
 
 /// The batch script that lends an allocation to a scheduler. A pilot that has left is not started again.
-pub(crate) fn render(pilot: &Pilot<'_>, settings: &Settings) -> String {
-    let mut text = String::new();
-    let version = env!("CARGO_PKG_VERSION");
+///
+/// # Errors
+/// A value that cannot stand in a script.
+pub(crate) fn render(pilot: &Pilot<'_>, settings: &Settings) -> Result<String, CliError> {
+    let mut script = Script::default();
     let head = Head {
         name: "lampyris-pilot",
-        about: format!("Written by lampyris {version}: `lampyris pilot`."),
-        comment: "lampyris-pilot".into(),
+        about: concat!("Written by lampyris ", env!("CARGO_PKG_VERSION"), ": `lampyris pilot`."),
+        comment: "lampyris-pilot",
         nodes: pilot.nodes,
-        logs: pilot.folder,
+        logs: &text_of("cache", pilot.folder)?,
         requeue: false,
     };
-    // Writing to a string cannot fail.
-    write_head(&mut text, &head, settings).ok();
-    write_body(&mut text, pilot, settings).ok();
-    text
+    write_head(&mut script, &head, settings)?;
+    script.template(&setup(settings));
+    script.template("set -u\n");
+    script.variable("lampyris", &text_of("lampyris", pilot.program)?)?;
+    script.array("worker", pilot.worker)?;
+    script.template(&body(settings));
+    Ok(script.into_text())
 }
 
-fn write_body(out: &mut String, pilot: &Pilot<'_>, settings: &Settings) -> std::fmt::Result {
-    let program = quoted(&pilot.program.display());
-    let cpus = settings.cpus_per_node.map_or("\"$SLURM_CPUS_ON_NODE\"".into(), |n| n.to_string());
-    let worker: String = pilot.worker.iter().map(|word| format!(" {}", quoted(word))).collect();
-    for line in &settings.setup {
-        writeln!(out, "{line}")?;
-    }
-    write!(
-        out,
-        "set -u
-
+fn body(settings: &Settings) -> String {
+    let cpus = cpus(settings);
+    format!(
+        "
 # The workers hear of these from Slurm and leave; this shell only must not die of them.
 trap : TERM USR2
 
 srun --ntasks-per-node=1 --cpus-per-task={cpus} --wait=0 --mpi=none --export=ALL --unbuffered --label \\
-    {program} slurm worker{worker}
+    \"$lampyris\" slurm worker \"${{worker[@]}}\"
 "
     )
 }

@@ -168,7 +168,7 @@ pub(crate) fn rows(jobs: &[u64]) -> Result<BTreeMap<u64, Row>, SlurmError> {
     Ok(rows)
 }
 
-fn parse(text: &str) -> BTreeMap<u64, Row> {
+pub(super) fn parse(text: &str) -> BTreeMap<u64, Row> {
     let row = |line: &str| {
         let mut fields = line.splitn(4, '|');
         let job = fields.next()?.trim().parse().ok()?;
@@ -191,7 +191,7 @@ pub(crate) fn run_dir(job: u64) -> Result<Option<String>, SlurmError> {
     let mut command = Command::new("squeue");
     command.args(["-h", "-t", "all", "-o", "%k", "-j", &job.to_string()]);
     let comment = answer(command)?;
-    Ok(comment.trim().strip_prefix(COMMENT).map(str::to_string))
+    Ok(comment.trim_end_matches('\n').strip_prefix(COMMENT).map(str::to_string))
 }
 
 /// The address that Slurm itself uses for a node, if it says one.

@@ -7,10 +7,12 @@
 //! - and only while Slurm says RUNNING: after scancel it says COMPLETING, and a requeue would resurrect the job;
 //! - `srun` no longer inherits `--cpus-per-task`, and `SLURM_EXPORT_ENV` of `--export` would empty its environment.
 
+use super::lines::{Script, text_of};
+use super::options;
 use super::queue::COMMENT;
 use super::settings::Settings;
+use crate::error::CliError;
 use crate::launch::Layout;
-use std::fmt::Write;
 use std::path::Path;
 
 /// Environment variables that a job takes over besides those that the configuration names.
@@ -40,45 +42,53 @@ pub(crate) struct Job<'a> {
 pub(super) struct Head<'a> {
     /// Name in the queue.
     pub(super) name: &'a str,
-    /// What wrote it and what submits it again, after `# `.
-    pub(super) about: String,
-    pub(super) comment: String,
+    /// What wrote it and what submits it again, after `# `; words of ours.
+    pub(super) about: &'static str,
+    pub(super) comment: &'a str,
     pub(super) nodes: usize,
     /// Folder of the log.
-    pub(super) logs: &'a Path,
+    pub(super) logs: &'a str,
     /// Whether Slurm may start the job again.
     pub(super) requeue: bool,
 }
 
 /// The batch script that trains a run.
-pub(crate) fn render(job: &Job<'_>, settings: &Settings) -> String {
-    let mut text = String::new();
-    let version = env!("CARGO_PKG_VERSION");
+///
+/// # Errors
+/// A value that cannot stand in a script: a path with a line break, say.
+pub(crate) fn render(job: &Job<'_>, settings: &Settings) -> Result<String, CliError> {
+    let mut script = Script::default();
+    let run = text_of("run", job.run_dir)?;
     let head = Head {
         name: job.name,
-        about: format!(
-            "Written by lampyris {version}; `lampyris resume --cluster slurm` submits it again."
+        about: concat!(
+            "Written by lampyris ",
+            env!("CARGO_PKG_VERSION"),
+            "; `lampyris resume --cluster slurm` submits it again."
         ),
-        comment: format!("{COMMENT}{}", job.run_dir.display()),
+        comment: &format!("{COMMENT}{run}"),
         nodes: job.layout.nodes,
-        logs: &job.run_dir.join("logs"),
+        logs: &format!("{run}/logs"),
         requeue: true,
     };
-    // Writing to a string cannot fail.
-    write_head(&mut text, &head, settings).ok();
-    write_body(&mut text, job, settings).ok();
-    text
+    write_head(&mut script, &head, settings)?;
+    script.template(&setup(settings));
+    // After the site's lines, which may use variables that are not set.
+    script.template("set -u\n");
+    script.variable("lampyris", &text_of("lampyris", job.program)?)?;
+    script.variable("run", &run)?;
+    script.template(&body(settings));
+    Ok(script.into_text())
 }
 
 pub(super) fn write_head(
-    out: &mut String,
+    script: &mut Script,
     head: &Head<'_>,
     settings: &Settings,
-) -> std::fmt::Result {
-    writeln!(out, "#!/bin/bash\n# {}", head.about)?;
-    let mut option = |text: String| writeln!(out, "#SBATCH {text}");
-    option(format!("--job-name={}", head.name))?;
-    option(format!("--comment={}", quoted_option(&head.comment)))?;
+) -> Result<(), CliError> {
+    script.template(&format!("#!/bin/bash\n# {}\n", head.about));
+    script.option("job-name", head.name)?;
+    script.option("comment", head.comment)?;
     let named = [
         ("partition", &settings.partition),
         ("account", &settings.account),
@@ -87,42 +97,45 @@ pub(super) fn write_head(
     ];
     for (name, value) in named {
         if let Some(value) = value {
-            option(format!("--{name}={value}"))?;
+            script.option(name, value)?;
         }
     }
-    option(format!("--nodes={}", head.nodes))?;
-    option("--ntasks-per-node=1".into())?;
+    script.option("nodes", &head.nodes.to_string())?;
+    script.option("ntasks-per-node", "1")?;
     match settings.cpus_per_node {
-        Some(cpus) => option(format!("--cpus-per-task={cpus}"))?,
-        None => option("--exclusive".into())?,
+        Some(cpus) => script.option("cpus-per-task", &cpus.to_string())?,
+        None => script.flag("exclusive"),
     }
     if let Some(gpus) = settings.gpus_per_node {
-        option(format!("--gpus-per-node={gpus}"))?;
+        script.option("gpus-per-node", &gpus.to_string())?;
     }
-    option(if head.requeue { "--requeue" } else { "--no-requeue" }.into())?;
-    option("--open-mode=append".into())?;
-    option(format!("--signal=USR2@{}", settings.grace_s))?;
-    let logs = head.logs.display().to_string().replace('%', "%%");
-    option(format!("--output={}", quoted_option(&format!("{logs}/slurm-%j.log"))))?;
+    script.flag(if head.requeue { "requeue" } else { "no-requeue" });
+    script.option("open-mode", "append")?;
+    script.option("signal", &format!("USR2@{}", settings.grace_s))?;
+    script.option("output", &format!("{}/slurm-%j.log", head.logs.replace('%', "%%")))?;
     let names = EXPORT.iter().copied().chain(settings.export.iter().map(String::as_str));
-    option(format!("--export={}", names.collect::<Vec<_>>().join(",")))?;
+    script.option("export", &names.collect::<Vec<_>>().join(","))?;
     for line in &settings.sbatch {
-        option(line.clone())?;
+        script.words("sbatch", &options::parse(line)?)?;
     }
     Ok(())
 }
 
-fn write_body(out: &mut String, job: &Job<'_>, settings: &Settings) -> std::fmt::Result {
-    let (program, run) = (quoted(&job.program.display()), quoted(&job.run_dir.display()));
-    let cpus = settings.cpus_per_node.map_or("\"$SLURM_CPUS_ON_NODE\"".into(), |n| n.to_string());
+/// The site's own shell lines, as its configuration has them.
+pub(super) fn setup(settings: &Settings) -> String {
+    settings.setup.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Cores of each node, in the words of the shell.
+pub(super) fn cpus(settings: &Settings) -> String {
+    settings.cpus_per_node.map_or("\"$SLURM_CPUS_ON_NODE\"".into(), |cpus| cpus.to_string())
+}
+
+/// What the shell does, made from numbers alone.
+fn body(settings: &Settings) -> String {
+    let cpus = cpus(settings);
     let (requeues, retries) = (settings.max_requeues, settings.max_retries);
-    for line in &settings.setup {
-        writeln!(out, "{line}")?;
-    }
-    // After the site's lines, which may use variables that are not set.
-    writeln!(out, "set -u\nlampyris={program}\nrun={run}")?;
-    write!(
-        out,
+    format!(
         "
 # The ranks hear of these from Slurm; this shell only must not die of them.
 trap : TERM USR2
@@ -172,38 +185,5 @@ done
     )
 }
 
-/// In single quotes for the shell.
-pub(super) fn quoted(text: &impl std::fmt::Display) -> String {
-    format!("'{}'", text.to_string().replace('\'', "'\\''"))
-}
-
-/// For an #SBATCH line, which sbatch splits at blanks outside double quotes.
-fn quoted_option(text: &str) -> String {
-    if text.chars().any(|c| c.is_whitespace() || "\"'\\#".contains(c)) {
-        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-    } else {
-        text.into()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::settings::{SlurmArgs, SlurmConfig};
-    use super::*;
-
-    fn job(run_dir: &str) -> String {
-        let layout = Layout { nodes: 2, ranks_per_node: 2 };
-        let (run_dir, program) = (Path::new(run_dir), Path::new("/opt/lampyris/lampyris"));
-        let job = Job { run_dir, program, name: "quickstart", layout };
-        let settings = Settings::new(&SlurmArgs::default(), &SlurmConfig::default()).unwrap();
-        render(&job, &settings)
-    }
-
-    #[test]
-    fn paths_are_quoted_for_slurm_and_for_the_shell() {
-        let text = job("/home/me/it's 100% mine");
-        assert!(text.contains("\nrun='/home/me/it'\\''s 100% mine'\n"), "{text}");
-        let output = "#SBATCH --output=\"/home/me/it's 100%% mine/logs/slurm-%j.log\"\n";
-        assert!(text.contains(output), "{text}");
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! What a job asks Slurm for: flags over `[cluster.slurm]` of the user's configuration over defaults.
 
+use super::options::{self, Wrong};
+use super::times::{self, Limit};
 use crate::error::CliError;
 use serde::Deserialize;
 use std::fs;
@@ -8,6 +10,9 @@ use std::path::Path;
 
 /// Seconds before the time limit at which Slurm asks for a checkpoint.
 const GRACE_S: u64 = 120;
+
+/// How much earlier than that Slurm may ask.
+const EARLY_S: u64 = 60;
 
 /// Requeues after which a job is left to a person: ten weeks of daily time limits, and an end to a job that is preempted
 /// all day long.
@@ -28,7 +33,7 @@ pub(crate) struct SlurmArgs {
     /// Quality of service
     #[arg(long, value_name = "NAME", help_heading = "Slurm")]
     qos: Option<String>,
-    /// Time limit, as Slurm writes it: minutes, HH:MM:SS or D-HH:MM:SS
+    /// Time limit, as Slurm writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS
     #[arg(long, value_name = "TIME", help_heading = "Slurm")]
     time: Option<String>,
     /// GPUs of each node
@@ -130,9 +135,6 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), CliError> {
-        let refuse = |key: &'static str, value: &str, what: &'static str| {
-            Err(CliError::SlurmSetting { key, value: value.into(), what })
-        };
         let named =
             [("partition", &self.partition), ("account", &self.account), ("qos", &self.qos)];
         for (key, value) in named {
@@ -140,31 +142,51 @@ impl Settings {
                 return refuse(key, value, "letters, digits and any of _ . , : @ + -");
             }
         }
-        if let Some(time) = self.time.as_ref().filter(|time| !is_time(time)) {
-            return refuse("time", time, "minutes, HH:MM:SS or D-HH:MM:SS");
-        }
-        let option = |line: &&String| !line.starts_with('-') || line.contains(char::is_control);
-        if let Some(line) = self.sbatch.iter().find(option) {
-            return refuse("sbatch", line, "one option of sbatch, e.g. --constraint=ib");
+        for line in &self.sbatch {
+            options::parse(line)?;
         }
         if let Some(name) = self.export.iter().find(|name| !is_variable(name)) {
             return refuse("export", name, "the name of an environment variable");
         }
-        // Slurm may be up to a minute early; below that the request could come before the first step.
+        // Below that the request could come before the first step.
         if self.grace_s < 30 || self.grace_s > 65_535 {
             return refuse("grace_s", &self.grace_s.to_string(), "30 to 65535 seconds");
         }
-        Ok(())
+        self.time.as_ref().map_or(Ok(()), |time| self.check_time(time))
     }
+
+    /// Refuses a limit that is not one of Slurm's, or that leaves no time to train before the checkpoint is asked for.
+    fn check_time(&self, time: &str) -> Result<(), CliError> {
+        let least = self.grace_s + EARLY_S;
+        match times::parse(time) {
+            None => refuse("time", time, "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"),
+            Some(Limit::Seconds(seconds)) if seconds <= least => {
+                let what = format!(
+                    "more than {least} seconds instead of {seconds}, since the checkpoint is asked for {} \
+                     seconds before the end (grace_s in [cluster.slurm], 30 or more) and Slurm may ask \
+                     {EARLY_S} seconds early",
+                    self.grace_s
+                );
+                refuse("time", time, &what)
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl From<Wrong> for CliError {
+    fn from(wrong: Wrong) -> CliError {
+        CliError::SlurmSetting { key: "sbatch".into(), value: wrong.line, what: wrong.expected }
+    }
+}
+
+fn refuse(key: &str, value: &str, what: &str) -> Result<(), CliError> {
+    Err(CliError::SlurmSetting { key: key.into(), value: value.into(), what: what.into() })
 }
 
 fn is_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.,:@+-".contains(c);
     !text.is_empty() && text.chars().all(plain)
-}
-
-fn is_time(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == ':' || c == '-')
 }
 
 fn is_variable(text: &str) -> bool {
@@ -218,12 +240,31 @@ mod tests {
             "partition = \"a b\"",
             "account = \"$(id)\"",
             "time = \"1 hour\"",
+            "time = \"1:2:3:4\"",
+            "time = \"3\"",
+            "time = \"0:30\"",
+            "time = \"6\"\ngrace_s = 300",
             "sbatch = [\"rm -r x\"]",
-            "sbatch = [\"--x\\nrm\"]",
+            "sbatch = [\"--array=0-2\"]",
             "export = [\"A=B\"]",
             "grace_s = 5",
         ] {
             assert!(with(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_leaves_no_time_to_train_is_refused_with_its_figures() {
+        let with = |time: &str| {
+            let args = SlurmArgs { time: Some(time.into()), ..SlurmArgs::default() };
+            Settings::new(&args, &SlurmConfig::default())
+        };
+        let error = with("1").unwrap_err().to_string();
+        for part in ["time = \"1\"", "more than 180 seconds instead of 60", "120 seconds before"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        for time in ["4", "3:01", "1:00:00", "0-1", "1-12:30", "UNLIMITED", "0"] {
+            assert!(with(time).is_ok(), "{time}");
         }
     }
 }

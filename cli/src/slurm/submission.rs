@@ -60,6 +60,8 @@ pub(crate) fn submit(run: &RunDir, script: &str, nodes: usize) -> Result<u64, Cl
     let path = script_path(run);
     fs::write(&path, script).map_err(|error| CliError::write(&path, error))?;
     let mut command = Command::new("sbatch");
+    // Absolute, so that no name of a folder is taken for an option.
+    let path = std::path::absolute(&path).map_err(|error| CliError::read(&path, error))?;
     command.arg("--parsable").arg(&path);
     clear_foreign(&mut command);
     let job = number(queue::answer(command)?)?;

@@ -27,6 +27,12 @@ const IMPURE: &[&str] = &[
     "rand::",
 ];
 
+/// Programs whose users see text of others, and the modules that alone may write to their terminal.
+const PROGRAMS: &[&str] = &["cli/src/", "trainer/src/"];
+const SCREENS: &[&str] = &["cli/src/screen", "trainer/src/screen"];
+/// How else it could be reached; `println!` and its like are clippy's.
+const STREAMS: &[&str] = &["stdout()", "stderr()", "ProgressBar::"];
+
 /// Files in which whitespace is a matter of style.
 const STYLED: &[&str] = &["rs", "toml", "md", "sh", "py", "proto", "cpp", "h", "sbatch"];
 
@@ -43,6 +49,7 @@ pub(crate) fn check(path: &str, text: &str) -> Vec<Finding> {
         findings.extend(check_head(path, text));
         findings.extend(check_unsafe(path, text));
         findings.extend(check_pure(path, text));
+        findings.extend(check_terminal(path, text));
     }
     findings
 }
@@ -147,6 +154,32 @@ fn check_pure(path: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
+/// Names and texts of others are escaped on their way to a terminal, by the one module that writes there.
+fn check_terminal(path: &str, text: &str) -> Vec<Finding> {
+    let of_program = PROGRAMS.iter().any(|program| path.starts_with(program));
+    if !of_program || SCREENS.iter().any(|screen| path.starts_with(screen)) || is_test(path) {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (number, line) in lines(without_tests(text)) {
+        let code = line.split("//").next().unwrap_or(line);
+        if let Some(word) = STREAMS.iter().find(|word| calls(code, word)) {
+            let what = format!("`{word}` outside the module that prints");
+            findings.push(Finding::new(path, number, what, "print through `screen`"));
+        }
+    }
+    findings
+}
+
+/// Whether `code` has `word` as a function of the standard library, not as the end of a name or of a type's path.
+fn calls(code: &str, word: &str) -> bool {
+    let within = |c: char| c.is_alphanumeric() || "_:".contains(c);
+    code.match_indices(word).any(|(at, _)| {
+        let before = &code[..at];
+        before.ends_with("io::") || !before.ends_with(within)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +225,19 @@ mod tests {
                 .is_empty()
         );
         assert_eq!(lines_found("comm/tests/a.rs", &format!("// SAFETY: f is.\n\n{block}")), [3]);
+    }
+
+    #[test]
+    fn terminals_are_written_to_in_one_place() {
+        let text = "//! Head.\nuse std::io;\nlet out = io::stdout();\n// stderr()\nlog_to_stderr();\n\
+                    Log::stdout();\n";
+        assert_eq!(lines_found("cli/src/commands/a.rs", text), [3]);
+        assert_eq!(lines_found("trainer/src/a.rs", text), [3]);
+        for path in
+            ["cli/src/screen.rs", "cli/src/screen/a.rs", "worker/src/a.rs", "cli/src/a/tests.rs"]
+        {
+            assert!(lines_found(path, text).is_empty(), "{path}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub mod ranks;
 pub mod replicas;
 pub mod sampling;
 pub mod saves;
+pub mod screen;
 pub mod snapshot;
 pub mod state;
 pub mod step_metrics;

@@ -1,12 +1,10 @@
 //! `lampyris-rank`: the process that loads libtorch. People use `lampyris`, which starts this one.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program's own output")]
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lampyris_trainer::link::Link;
 use lampyris_trainer::train::{self, End};
-use lampyris_trainer::{bench, failure, generate, logits, parity, validate, verify};
+use lampyris_trainer::{bench, failure, generate, logits, parity, screen, validate, verify};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -47,10 +45,14 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(ended) => return screen::usage(&ended),
+    };
+    match run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            screen::error(&error);
             ExitCode::FAILURE
         }
     }
@@ -58,53 +60,53 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.build_id {
-        println!("{}", lampyris_trainer::build_id());
+        screen::say(&lampyris_trainer::build_id());
         return Ok(ExitCode::SUCCESS);
     }
     match arguments.command {
         None => anyhow::bail!("a sub-command is missing; see lampyris-rank --help"),
         Some(Command::Train(options)) => run_train(&options),
         Some(Command::Logits(options)) => {
-            println!("{}", logits::run(&options)?);
+            screen::json(&logits::run(&options)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Validate(options)) => {
             let reports = validate::run()?;
             if options.json {
-                println!("{}", serde_json::to_string(&reports)?);
+                screen::json(&reports)?;
             } else {
-                reports.iter().for_each(|report| print!("{}", report.text()));
+                reports.iter().for_each(|report| screen::say(&report.text()));
             }
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Parity(options)) => {
             let report = parity::run(&options)?;
             if options.json {
-                println!("{}", serde_json::to_string(&report)?);
+                screen::json(&report)?;
             } else {
-                print!("{}", report.text(&options.folder));
+                screen::say(&report.text(&options.folder));
             }
             Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Verify(options)) => {
             let report = verify::run(&options)?;
             if options.json {
-                println!("{}", serde_json::to_string(&report)?);
+                screen::json(&report)?;
             } else {
-                print!("{}", report.text());
+                screen::say(&report.text());
             }
             Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Generate(options)) => {
-            generate::run(&options, &mut std::io::stdout())?;
+            generate::run(&options, &mut screen::ModelText::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Bench { what: Bench::Step(options) }) => {
             let report = bench::run(&options, &bench::plan_of(&options)?)?;
             if options.json {
-                println!("{}", serde_json::to_string(&report)?);
+                screen::json(&report)?;
             } else {
-                print!("{}", report.text());
+                screen::say(&report.text());
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -123,7 +125,7 @@ fn run_train(options: &train::Options) -> Result<ExitCode> {
         Ok(End::Suspended { stay_stopped: true }) => 86,
         Ok(End::Deadline) => failure::deadline(&mut link),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            screen::error(&error);
             failure::report(&mut link, &error)
         }
     };

@@ -28,7 +28,7 @@ pub struct Options {
     /// Overrides of recipe keys.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
-    /// Compare this many random layouts too.
+    /// Compare this many random layouts too, each another one and on two ranks or more.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub fuzz: usize,
     /// Seed of the random layouts.
@@ -48,6 +48,10 @@ pub struct Report {
     pub shrunk: Vec<String>,
     /// Layouts, each with the first difference from one rank.
     pub layouts: Vec<Compared>,
+    /// Random layouts that were asked for.
+    pub asked: usize,
+    /// Random layouts that were compared: fewer where the recipe does not allow as many.
+    pub drawn: usize,
 }
 
 /// One layout.
@@ -88,30 +92,42 @@ impl Layout {
         format!("data {data}, expert {expert}, zero {zero}, overlap {overlap}, nodes {nodes}")
     }
 
-    /// The n-th random layout that the plan allows.
-    fn random(plan: &TrainPlan, seed: u64, n: usize) -> Layout {
-        let mut draws = (0u64..).map(|i| uniform(seed, n as u64 * 16 + i));
-        let mut pick = |from: Vec<usize>| {
-            let at = draws.next().unwrap_or(0.0) * from.len() as f64;
-            from[at as usize]
-        };
+    /// All layouts of two to eight ranks that the plan allows, but for its own.
+    fn others(plan: &TrainPlan) -> Vec<Layout> {
         let parts = match plan.batch.reduction {
             Reduction::Canonical => plan.batch.leaves,
             Reduction::Fast => plan.micro_batches(),
         };
         let experts = plan.model.moe.as_ref().map_or(1, |moe| moe.experts);
-        let divisors = |of: usize, most: usize| -> Vec<usize> {
-            (1..=of.min(most)).filter(|d| of.is_multiple_of(*d)).collect()
-        };
-        let data = pick(divisors(parts, 8));
-        let both = divisors(data, 8).into_iter().filter(|d| experts.is_multiple_of(*d)).collect();
-        Layout {
-            data,
-            expert: pick(both),
-            zero: pick(vec![0, 1]),
-            overlap: pick(vec![0, 1]) == 1,
-            nodes: pick(if data.is_multiple_of(2) { vec![1, 2] } else { vec![1] }),
+        let divisors = |of: usize| (1..=of.min(8)).filter(move |d| of.is_multiple_of(*d));
+        let mut all = Vec::new();
+        for data in divisors(parts).filter(|data| *data > 1) {
+            for expert in divisors(data).filter(|expert| experts.is_multiple_of(*expert)) {
+                for nodes in (1..=2).filter(|nodes| data.is_multiple_of(*nodes)) {
+                    let each = [(0, false), (0, true), (1, false), (1, true)];
+                    all.extend(each.map(|(zero, overlap)| Layout {
+                        data,
+                        expert,
+                        zero,
+                        overlap,
+                        nodes,
+                    }));
+                }
+            }
         }
+        all.retain(|layout| *layout != Layout::of(plan));
+        all
+    }
+
+    /// `count` of them, each at most once, or all of them where there are not as many.
+    fn random(plan: &TrainPlan, seed: u64, count: usize) -> Vec<Layout> {
+        let mut left = Layout::others(plan);
+        let mut drawn = Vec::new();
+        for n in 0..count.min(left.len()) {
+            let at = uniform(seed, n as u64) * left.len() as f64;
+            drawn.push(left.swap_remove(at as usize));
+        }
+        drawn
     }
 }
 
@@ -131,8 +147,10 @@ pub fn run(options: &Options) -> Result<Report> {
     tch::set_num_threads(1);
     let (small, shrunk) = shrink::shrink(&plan);
     let mut layouts = vec![Layout::of(&small)];
-    layouts.extend((0..options.fuzz).map(|n| Layout::random(&small, options.seed, n)));
-    let mut report = Report { recipe: plan.name, shrunk, layouts: Vec::new() };
+    let random = Layout::random(&small, options.seed, options.fuzz);
+    let (asked, drawn) = (options.fuzz, random.len());
+    layouts.extend(random);
+    let mut report = Report { recipe: plan.name, shrunk, layouts: Vec::new(), asked, drawn };
     let alone = world::one_rank(&small, STEPS)?;
     for layout in layouts {
         let difference = against(&small, layout, &alone)?;
@@ -180,6 +198,12 @@ impl Report {
                 None => format!("  equal     {layout}\n"),
                 Some(found) => format!("  DIFFERENT {layout}\n            {}\n", found.text()),
             };
+        }
+        if self.drawn < self.asked {
+            let (drawn, asked) = (self.drawn, self.asked);
+            out += &format!(
+                "  {asked} random layouts were asked for; the recipe allows {drawn} besides its own\n"
+            );
         }
         out
     }

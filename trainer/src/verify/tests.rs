@@ -178,12 +178,27 @@ fn planted_bugs_are_found_and_named() {
 }
 
 #[test]
-fn random_layouts_are_allowed_and_reproducible() {
+fn random_layouts_are_allowed_distinct_and_reproducible() {
     let plan = plan(true, Compute::Fp32);
-    for n in 0..200 {
-        let found = Layout::random(&plan, 7, n);
-        assert_eq!(found, Layout::random(&plan, 7, n));
+    let all = Layout::random(&plan, 7, usize::MAX);
+    assert_eq!(all, Layout::random(&plan, 7, usize::MAX));
+    assert_ne!(all, Layout::random(&plan, 8, usize::MAX));
+    assert_eq!(Layout::random(&plan, 7, 3), all[..3]);
+    for (at, found) in all.iter().enumerate() {
         lampyris_plan::validate::validate(&found.apply(&plan)).unwrap();
         assert!(found.data.is_multiple_of(found.nodes));
+        assert!(found.data > 1 && *found != Layout::of(&plan), "{found:?}");
+        assert!(!all[..at].contains(found), "{found:?} twice");
     }
+}
+
+#[test]
+fn fewer_layouts_than_asked_for_are_told() {
+    let report = |asked, drawn| {
+        let (recipe, shrunk, layouts) = ("tiny".into(), Vec::new(), Vec::new());
+        Report { recipe, shrunk, layouts, asked, drawn }.text()
+    };
+    assert_eq!(report(3, 3), "tiny\n");
+    let told = "  9 random layouts were asked for; the recipe allows 3 besides its own\n";
+    assert_eq!(report(9, 3), format!("tiny\n{told}"));
 }

@@ -3,6 +3,7 @@
 # an idle cluster of this machine. Usage: scripts/bench_cluster.sh [idle seconds] [jobs]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+make --silent build
 
 idle_s=${1:-30}
 jobs=${2:-10}

@@ -36,6 +36,17 @@ def run(*command):
     subprocess.run(command, check=True)
 
 
+def build():
+    """The program that is one rank, built where the Makefile builds."""
+    cache = Path(os.environ.get("LAMPYRIS_CACHE") or Path.home() / ".cache/lampyris")
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or cache / "target").absolute()
+    libtorch = subprocess.run([ROOT / "scripts/libtorch.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(target), LIBTORCH=libtorch.strip())
+    command = ["cargo", "build", "--quiet", "--package", "lampyris-trainer", "--example", "overlap"]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    return target / "debug/examples/overlap"
+
+
 class Hosts:
     """Two network namespaces on one pair of devices, each end shaped."""
 
@@ -147,8 +158,7 @@ def main():
     parser.add_argument("--mbit", type=int, help="rate of the link; found if not given")
     parser.add_argument("--json", help="also write everything that was measured")
     arguments = parser.parse_args()
-    target = os.environ.get("CARGO_TARGET_DIR") or ROOT / "target"
-    program = Path(target) / "debug/examples/overlap"
+    program = build()
     mbit = arguments.mbit
     if mbit is None:
         mbit = 500

@@ -4,6 +4,7 @@
 # type counts: which one that is depends on the processor. Usage: scripts/bench_ranks.sh [rounds]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+make --silent build
 
 rounds=${1:-3}
 lampyris=${CARGO_TARGET_DIR:-${LAMPYRIS_CACHE:-$HOME/.cache/lampyris}/target}/debug/lampyris

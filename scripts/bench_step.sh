@@ -3,6 +3,7 @@
 # turn, in one sitting, and prints the ratio of their tokens per second. Usage: scripts/bench_step.sh [rounds]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+make --silent build
 
 rounds=${1:-3}
 lampyris=${CARGO_TARGET_DIR:-${LAMPYRIS_CACHE:-$HOME/.cache/lampyris}/target}/debug/lampyris

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test panics and prints")]
 
 mod arrows;
+mod commands;
 mod licences;
 mod links;
 mod sizes;
@@ -44,6 +45,11 @@ fn words_are_where_they_belong() {
 #[test]
 fn documents_name_what_exists() {
     assert_clean(links::check(&Tree::of_repository()));
+}
+
+#[test]
+fn commands_beside_results_run() {
+    assert_clean(commands::check(&Tree::of_repository()));
 }
 
 #[test]

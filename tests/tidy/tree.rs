@@ -1,6 +1,7 @@
 //! The files of the repository as git knows them, and what a rule finds in them.
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -68,6 +69,15 @@ impl Tree {
 
     pub(crate) fn bytes(&self, path: &str) -> Vec<u8> {
         std::fs::read(self.root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// Whether a script of the tree may be executed; none if that file is no script or is not there.
+    pub(crate) fn is_program(&self, path: &str) -> Option<bool> {
+        let script = path.ends_with(".sh") || path.ends_with(".py");
+        (script && self.files.iter().any(|file| file == path)).then(|| {
+            let metadata = std::fs::metadata(self.root.join(path));
+            metadata.is_ok_and(|metadata| metadata.permissions().mode() & 0o100 != 0)
+        })
     }
 
     /// The text of a file, if it is one.

@@ -33,7 +33,7 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Comm(#[from] comm::Error),
     #[error("{0}")]
-    Reduce(#[from] lampyris_hfreduce::Error),
+    Bench(#[from] lampyris_bench::Error),
     #[error("{ranks} ranks (parallel.data) do not fill {nodes} nodes evenly")]
     Layout { ranks: usize, nodes: usize },
     #[error("the rendezvous {address} cannot be resolved: {what}")]

@@ -16,7 +16,10 @@ pub enum Error {
     /// An argument that cannot work.
     #[error("invalid reduction: {0}")]
     Invalid(String),
-    /// The device refused a copy.
+    /// The device refused a copy, or a copy failed. The communicator is aborted, so that the other ranks do not wait.
     #[error("device copy failed: {0}")]
     Device(String),
+    /// A bug: the code of a reduction panicked. The panic's message is in the log.
+    #[error("a reduction panicked, which is a bug; the log of this rank says where")]
+    Panicked,
 }

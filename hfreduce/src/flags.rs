@@ -13,6 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// One operation on a bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// Number of the operation, counted per bucket; wraps.
+    pub(crate) generation: u32,
+    /// When it is late.
+    pub(crate) until: Instant,
+}
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {
@@ -20,13 +29,13 @@ pub(crate) enum Counter {
     Entered = 0,
     /// Operations whose part this rank has done: it touches no other rank's memory any more.
     Done = 1,
-    /// Pieces that this rank has copied into its input ring.
+    /// Chunks whose elements this rank has copied into its input ring.
     Staged = 2,
-    /// Pieces that this rank has summed from all input rings.
-    Summed = 3,
-    /// Pieces whose result this rank has put into all output rings.
-    Produced = 4,
-    /// Pieces that this rank has copied out of its output ring.
+    /// Chunks whose piece this rank has read from all input rings.
+    Read = 3,
+    /// Chunks whose piece this rank has written to its output ring.
+    Written = 4,
+    /// Chunks whose results this rank has copied out of all output rings.
     Drained = 5,
 }
 
@@ -69,6 +78,11 @@ impl Flags {
         Ok(Self { memories, me, group: group.clone(), crowded })
     }
 
+    /// This rank's local index.
+    pub(crate) fn me(&self) -> usize {
+        self.me
+    }
+
     fn word(&self, of: usize, counter: Counter, word: usize) -> &AtomicU32 {
         let at = counter as usize * LINE + word * size_of::<u32>();
         // SAFETY: inside the page-aligned mapping (its size was checked when it was shared), aligned, alive as long as
@@ -100,12 +114,36 @@ impl Flags {
         (0..self.memories.len()).all(|of| self.reached(of, counter, value))
     }
 
-    /// Waits until all local ranks have come to `value`.
-    pub(crate) fn wait_all(&self, counter: Counter, value: u32, until: Instant) -> Result<()> {
+    /// Waits until all local ranks have entered (or done) the operation of this turn.
+    ///
+    /// # Errors
+    /// When the communicator has failed, or fails now because a rank is late.
+    pub(crate) fn wait_all(&self, counter: Counter, turn: Turn) -> Result<()> {
         for of in 0..self.memories.len() {
-            self.wait(of, counter, value, until)?;
+            self.wait(of, counter, turn)?;
         }
         Ok(())
+    }
+
+    /// Fails when the communicator has, or when the operation of this turn is late. `behind` says which count somebody
+    /// has not come to.
+    ///
+    /// # Errors
+    /// The cause.
+    pub(crate) fn check(&self, turn: Turn, behind: impl FnOnce() -> (Counter, u32)) -> Result<()> {
+        self.group.check()?;
+        let now = Instant::now();
+        if now < turn.until {
+            return Ok(());
+        }
+        // Where all have entered the network may be what is waited for: its own deadline, which began a little later,
+        // then knows who is late.
+        let entered = self.all_reached(Counter::Entered, turn.generation);
+        if entered && now < turn.until + self.group.timeout() / 8 {
+            return Ok(());
+        }
+        let (counter, value) = behind();
+        Err(self.late(turn, counter, value))
     }
 
     /// Lets a moment pass before the next look; `false` when it is time to sleep.
@@ -121,7 +159,8 @@ impl Flags {
         true
     }
 
-    fn wait(&self, of: usize, counter: Counter, value: u32, until: Instant) -> Result<()> {
+    fn wait(&self, of: usize, counter: Counter, turn: Turn) -> Result<()> {
+        let value = turn.generation;
         let mut looks = 0;
         while self.pause(looks) {
             if self.reached(of, counter, value) {
@@ -138,8 +177,8 @@ impl Flags {
                 return Ok(());
             }
             self.group.check()?;
-            if Instant::now() >= until {
-                return Err(self.late(counter, value));
+            if Instant::now() >= turn.until {
+                return Err(self.late(turn, counter, value));
             }
             let nap = rustix::time::Timespec { tv_sec: 0, tv_nsec: NAP_NS };
             // Whatever ends the nap: the loop looks again.
@@ -152,28 +191,94 @@ impl Flags {
         }
     }
 
-    /// Fails the communicator with who is late; the other ranks learn it too.
-    pub(crate) fn late(&self, counter: Counter, value: u32) -> crate::Error {
-        let late = (0..self.memories.len()).filter(|of| !self.reached(*of, counter, value));
-        let what = match counter {
-            Counter::Entered => "has not entered it",
-            _ => "has entered it but has not done its part",
-        };
-        let waiting: Vec<(Rank, String)> =
-            late.map(|of| (self.group.members()[of], what.to_string())).collect();
+    /// Fails the communicator with the local ranks that have not entered the operation or not come to `value`; the other
+    /// ranks learn it too.
+    fn late(&self, turn: Turn, counter: Counter, value: u32) -> crate::Error {
+        let mut waiting: Vec<(Rank, String)> = Vec::new();
+        for (of, &rank) in self.group.members().iter().enumerate() {
+            if !self.reached(of, Counter::Entered, turn.generation) {
+                waiting.push((rank, "has not entered it".into()));
+            } else if !self.reached(of, counter, value) {
+                waiting.push((rank, "has entered it but has not done its part".into()));
+            }
+        }
         let timeout_ms = u64::try_from(self.group.timeout().as_millis()).unwrap_or(u64::MAX);
-        let operation = format!("reduction #{value} of a bucket");
+        let operation = format!("reduction #{} of a bucket", turn.generation);
         let cause = CommError::Timeout { operation, timeout_ms, waiting };
         self.group.fail(cause.clone());
         cause.into()
     }
 
-    /// A deadline from now.
+    /// When an operation that begins now is late.
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.group.timeout().max(Duration::from_millis(1))
     }
 
+    /// The local ranks.
     pub(crate) fn group(&self) -> &Group {
         &self.group
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lampyris_comm::{Communicator, Options};
+
+    /// Runs `rank_main` with the flags of two ranks of one node whose operations take at most `timeout`.
+    fn two(timeout: Duration, rank_main: impl Fn(usize, Flags) + Sync) {
+        let (ranks, _net) = Communicator::fakes(2, 2, 0, &Options::default()).expect("fakes");
+        std::thread::scope(|scope| {
+            for comm in &ranks {
+                let rank_main = &rank_main;
+                scope.spawn(move || {
+                    let flags = Flags::share(&comm.world().with_timeout(timeout)).expect("shared");
+                    rank_main(comm.rank().index(), flags);
+                });
+            }
+        });
+    }
+
+    fn turn(flags: &Flags, generation: u32) -> Turn {
+        Turn { generation, until: flags.deadline() }
+    }
+
+    #[test]
+    fn ranks_follow_each_other_across_a_wrap_of_the_counts() {
+        two(Duration::from_secs(20), |_, flags| {
+            let first = u32::MAX - 50;
+            for step in 0..100u32 {
+                let now = turn(&flags, first.wrapping_add(step));
+                flags.set(Counter::Entered, now.generation);
+                flags.wait_all(Counter::Entered, now).expect("both enter");
+                flags.set(Counter::Done, now.generation);
+                flags.wait_all(Counter::Done, now).expect("both are done");
+                let next = now.generation.wrapping_add(1);
+                assert!(!flags.all_reached(Counter::Done, next), "nobody is ahead of this rank");
+            }
+        });
+    }
+
+    #[test]
+    fn who_is_late_is_named_with_what_it_has_not_done() {
+        two(Duration::from_millis(100), |rank, flags| {
+            let now = turn(&flags, 1);
+            if rank == 1 {
+                // Enters, and goes away.
+                flags.set(Counter::Entered, 1);
+                return;
+            }
+            flags.set(Counter::Entered, 1);
+            flags.wait_all(Counter::Entered, now).expect("both enter");
+            flags.set(Counter::Done, 1);
+            let error = flags.wait_all(Counter::Done, now).expect_err("rank 1 does nothing");
+            let crate::Error::Comm(CommError::Timeout { waiting, .. }) = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(waiting.len(), 1, "{error}");
+            assert_eq!(waiting[0].0, Rank(1), "{error}");
+            assert!(waiting[0].1.contains("has not done its part"), "{error}");
+            assert!(flags.check(now, || (Counter::Done, 1)).is_err(), "the failure stays");
+        });
     }
 }

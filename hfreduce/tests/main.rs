@@ -9,3 +9,5 @@ mod bits;
 mod faults;
 #[path = "suite/staging.rs"]
 mod staging;
+#[path = "suite/tensors.rs"]
+mod tensors;

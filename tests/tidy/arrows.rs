@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("comm", &[]),
     ("hfreduce", &["comm"]),
+    ("bench", &["comm", "hfreduce"]),
     ("data", &[]),
     ("checkpoint", &["plan"]),
     ("torch", &[]),
@@ -23,17 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("worker", &["proto", "comm"]),
     (
         "cli",
-        &[
-            "plan",
-            "recipes",
-            "proto",
-            "comm",
-            "hfreduce",
-            "data",
-            "checkpoint",
-            "scheduler",
-            "worker",
-        ],
+        &["plan", "recipes", "proto", "comm", "bench", "data", "checkpoint", "scheduler", "worker"],
     ),
 ];
 /// The crates that link libtorch: the others build in seconds and start on a login node.

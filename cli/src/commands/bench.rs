@@ -1,13 +1,13 @@
-//! `lampyris bench`: the collectives are measured by `hfreduce`, without libtorch; everything that computes is handed to
+//! `lampyris bench`: the collectives are measured by the crate `bench`, without libtorch; everything that computes is handed to
 //! `lampyris-rank`.
 
 use super::Environment;
 use super::passthrough;
 use crate::error::CliError;
 use crate::screen;
+use lampyris_bench::{Arguments, Operation, RankProgram, rank_main, run as measure};
 use lampyris_comm::Table;
 use lampyris_comm::table::Row;
-use lampyris_hfreduce::bench::{Arguments, Operation, RankProgram, rank_main, run as measure};
 use std::ffi::OsString;
 
 #[derive(Debug, clap::Subcommand)]

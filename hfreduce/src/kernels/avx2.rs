@@ -1,7 +1,7 @@
 //! 8 lanes of AVX2 with F16C.
 
-use super::lanes::{Args, Lanes, run as run_lanes};
-use super::scalar;
+use super::lanes::{Lanes, run as run_lanes};
+use super::{Args, scalar};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 

@@ -3,8 +3,8 @@
 //! That conversion flushes denormals to zero, which no other path does; a vector that holds one is rounded with
 //! integers instead, so the bits stay the same on every processor.
 
-use super::lanes::{Args, Lanes, run as run_lanes};
-use super::scalar;
+use super::lanes::{Lanes, run as run_lanes};
+use super::{Args, scalar};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 

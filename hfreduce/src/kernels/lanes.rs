@@ -1,17 +1,7 @@
 //! The body of the fused sum, once for all vector types.
 
-use super::scalar;
-use lampyris_comm::{DType, Memory};
-
-/// A checked sum.
-pub(super) struct Args<'a> {
-    pub(super) inputs: &'a [Memory],
-    pub(super) outputs: &'a [Memory],
-    /// Of inputs and outputs.
-    pub(super) types: (DType, DType),
-    pub(super) tree: bool,
-    pub(super) elements: usize,
-}
+use super::{Args, scalar};
+use lampyris_comm::DType;
 
 /// A vector of fp32 lanes. Every method is inlined into a function that enables the instructions it uses.
 ///

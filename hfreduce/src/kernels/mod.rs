@@ -76,6 +76,16 @@ impl Level {
     }
 }
 
+/// A checked sum, as the bodies take it.
+struct Args<'a> {
+    inputs: &'a [Memory],
+    outputs: &'a [Memory],
+    /// Of inputs and outputs.
+    types: (DType, DType),
+    tree: bool,
+    elements: usize,
+}
+
 /// One fused sum.
 #[derive(Debug, Clone, Copy)]
 pub struct Sum<'a> {
@@ -101,7 +111,7 @@ impl Sum<'_> {
     /// `level`.
     pub unsafe fn run(&self, level: Level) {
         let elements = self.check();
-        let args = lanes::Args {
+        let args = Args {
             inputs: self.inputs,
             outputs: self.outputs,
             types: (self.input, self.output),

@@ -1,6 +1,6 @@
 //! The slow twin: one element at a time, in plain Rust. Also the tail of the vector loops.
 
-use super::lanes::Args;
+use super::Args;
 use half::{bf16, f16};
 use lampyris_comm::{CANONICAL_NAN, DType};
 

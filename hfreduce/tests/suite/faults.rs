@@ -1,18 +1,24 @@
 //! A local rank that aborts, never comes, or dies in the middle: everybody else gets an error that says so.
 
 use crate::bits::on_grid;
+use crate::tensors::{Breaking, Slow};
 use lampyris_comm::{DType, Error as CommError, Rank};
-use lampyris_hfreduce::{Error, HfReduce, Options};
+use lampyris_hfreduce::{Error, HfReduce, Options, Reduction};
 use std::time::{Duration, Instant};
 
 #[test]
 fn a_rank_that_never_comes_is_named_at_the_deadline() {
-    for grid in [(1, 2), (2, 1)] {
+    for (grid, private) in [((1, 2), false), ((2, 1), false), ((1, 2), true), ((2, 1), true)] {
         on_grid(grid, 4, |comm, ranks| {
             let timeout = Some(Duration::from_millis(300));
             let options = Options { timeout, ..Options::default() };
             let reducer = HfReduce::new(comm, &ranks, &options).expect("a grid");
-            let bucket = reducer.bucket(DType::F32, 5000).expect("memory");
+            let bucket = if private {
+                let device = Box::new(Slow::new(DType::F32, 5000, 1));
+                reducer.private_bucket(DType::F32, 5000, device).expect("memory")
+            } else {
+                reducer.bucket(DType::F32, 5000).expect("memory")
+            };
             if comm.rank() == Rank(1) {
                 while comm.check().is_ok() {
                     std::thread::yield_now();
@@ -43,14 +49,37 @@ fn an_abort_ends_reductions_in_flight() {
                 if comm.rank() == Rank(1) {
                     comm.abort("enough");
                 }
-                let ended =
-                    reducer.all_reduce(&bucket).and_then(lampyris_hfreduce::Reduction::wait);
+                let ended = reducer.all_reduce(&bucket).and_then(Reduction::wait);
                 if let Err(error) = ended {
                     break error;
                 }
             };
             let by_rank_1 = matches!(&error, Error::Comm(CommError::Aborted { rank: Rank(1), .. }));
             assert!(by_rank_1, "{error}");
+        });
+    }
+}
+
+#[test]
+fn a_device_that_breaks_ends_the_reduction_of_all_ranks() {
+    for grid in [(1, 2), (2, 1), (2, 2)] {
+        on_grid(grid, 6, |comm, ranks| {
+            let options = Options { chunk_bytes: 256, ..Options::default() };
+            let reducer = HfReduce::new(comm, &ranks, &options).expect("a grid");
+            let good = if comm.rank() == Rank(1) { 3 } else { usize::MAX };
+            let tensor = Slow::new(DType::F32, 5000, 1);
+            let device = Box::new(Breaking { tensor, good });
+            let bucket = reducer.private_bucket(DType::F32, 5000, device).expect("memory");
+            let ended = reducer.all_reduce(&bucket).and_then(Reduction::wait);
+            let error = ended.expect_err("one device is broken");
+            match &error {
+                Error::Device(_) => assert_eq!(comm.rank(), Rank(1)),
+                Error::Comm(CommError::Aborted { rank: Rank(1), reason }) => {
+                    assert!(reason.contains("out of order"), "{reason}");
+                }
+                other => panic!("{other}"),
+            }
+            assert!(reducer.all_reduce(&bucket).is_err(), "the communicator is poisoned");
         });
     }
 }

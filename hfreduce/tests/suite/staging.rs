@@ -1,149 +1,212 @@
-//! Private buckets: every length, type and grid through the rings, with copies that take their time.
+//! Private buckets against shared ones: every collective, type, order, grid, length and cut, bit for bit.
 
-use crate::bits::on_grid;
+use crate::bits::{on_grid, reference};
+use crate::tensors::{Slow, at_home, read, write};
 use crate::world::noise;
-use lampyris_comm::{DType, Memory};
-use lampyris_hfreduce::canonical::reference;
-use lampyris_hfreduce::{CopyId, DeviceCopy, HfReduce, HostTensor, Options, Result};
-use std::collections::HashMap;
+use lampyris_comm::schedule::even_slices;
+use lampyris_comm::{Communicator, DType, Rank};
+use lampyris_hfreduce::{Bucket, HfReduce, Options, Reduction};
 use std::ops::Range;
 
-/// A device whose copies happen late: some polls after they were asked for, in any order.
-struct Slow {
-    tensor: HostTensor<f32>,
-    random: u64,
-    next: u64,
-    open: HashMap<CopyId, (u64, bool, Memory, Range<usize>)>,
+#[derive(Debug, Clone)]
+enum Call {
+    AllReduce,
+    ReduceScatter(Vec<Range<usize>>),
+    Gather(Vec<Range<usize>>),
 }
 
-impl Slow {
-    fn new(data: Vec<f32>, seed: u64) -> Self {
-        let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        Self { tensor: HostTensor { data }, random, next: 0, open: HashMap::new() }
+impl Call {
+    fn start(&self, reducer: &HfReduce, bucket: &Bucket) -> Reduction {
+        let started = match self {
+            Call::AllReduce => reducer.all_reduce(bucket),
+            Call::ReduceScatter(shards) => reducer.reduce_scatter(bucket, shards),
+            Call::Gather(shards) => reducer.gather(bucket, shards),
+        };
+        started.expect("started")
     }
 
-    fn later(&mut self, in_: bool, host: Memory, elements: Range<usize>) -> CopyId {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let id = CopyId(self.next);
-        self.next += 1;
-        self.open.insert(id, (self.random % 20, in_, host, elements));
-        id
-    }
-}
-
-impl DeviceCopy for Slow {
-    fn copy_to_host(&mut self, elements: Range<usize>, to: Memory) -> Result<CopyId> {
-        Ok(self.later(true, to, elements))
-    }
-
-    fn copy_to_device(&mut self, from: Memory, elements: Range<usize>) -> Result<CopyId> {
-        Ok(self.later(false, from, elements))
-    }
-
-    fn ready(&mut self, copy: CopyId) -> Result<bool> {
-        let (polls, to_host, host, elements) = self.open.remove(&copy).expect("asked for");
-        if polls > 0 {
-            self.open.insert(copy, (polls - 1, to_host, host, elements));
-            return Ok(false);
-        }
-        if to_host {
-            self.tensor.copy_to_host(elements, host)?;
-        } else {
-            self.tensor.copy_to_device(host, elements)?;
-        }
-        Ok(true)
-    }
-}
-
-/// The tensor comes home through a channel: the bucket owns the device.
-struct Reporting(Slow, std::sync::Arc<std::sync::Mutex<Vec<f32>>>);
-
-impl DeviceCopy for Reporting {
-    fn copy_to_host(&mut self, elements: Range<usize>, to: Memory) -> Result<CopyId> {
-        self.0.copy_to_host(elements, to)
-    }
-
-    fn copy_to_device(&mut self, from: Memory, elements: Range<usize>) -> Result<CopyId> {
-        self.0.copy_to_device(from, elements)
-    }
-
-    fn ready(&mut self, copy: CopyId) -> Result<bool> {
-        let ready = self.0.ready(copy)?;
-        self.1.lock().expect("one user").clone_from(&self.0.tensor.data);
-        Ok(ready)
-    }
-}
-
-#[test]
-fn slow_copies_give_the_same_bits_as_shared_buckets() {
-    for grid in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)] {
-        for elements in [0, 1, 63, 64, 65, 5000] {
-            let ranks = grid.0 * grid.1;
-            let inputs: Vec<Vec<f32>> = (0..ranks).map(|rank| noise(17, rank, elements)).collect();
-            let expected = reference(&inputs);
-            on_grid(grid, elements as u64, |comm, members| {
-                let options = Options { chunk_bytes: 256, ..Options::default() };
-                let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
-                let me = comm.rank().index();
-                let seen = std::sync::Arc::default();
-                let slow = Slow::new(inputs[me].clone(), me as u64 + 1);
-                let device = Box::new(Reporting(slow, std::sync::Arc::clone(&seen)));
-                let bucket = reducer.private_bucket(DType::F32, elements, device).expect("memory");
-                // Twice: the second time the sum of equal buckets, so exactly `ranks` times the first.
-                reducer.all_reduce(&bucket).expect("started").wait().expect("reduced");
-                let first = seen.lock().expect("one user").clone();
-                let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
-                let wrong = first.iter().zip(&expected).position(|pair| !same(pair));
-                assert_eq!(wrong, None, "{grid:?}, {elements} elements, rank {me}");
-                assert!(elements == 0 || first.len() == elements, "{grid:?}");
-                reducer.all_reduce(&bucket).expect("started").wait().expect("reduced");
-                let second = seen.lock().expect("one user").clone();
-                let times = ranks as f32;
-                assert!(second.iter().zip(&expected).all(|(s, e)| *s == e * times), "{grid:?}");
-            });
+    /// Elements whose value the call promises on rank `me`; a gather leaves those that nobody owns alone.
+    fn promised(&self, me: usize, elements: usize) -> Range<usize> {
+        match self {
+            Call::AllReduce | Call::Gather(_) => 0..elements,
+            Call::ReduceScatter(shards) => shards[me].clone(),
         }
     }
 }
 
-/// What a rank sums itself stays where it lies; the rest passes through the rings.
-#[test]
-fn private_tensors_in_host_memory_give_the_same_bits_as_shared_buckets() {
-    for grid in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)] {
-        for elements in [0, 1, 64, 65, 5000] {
-            let ranks = grid.0 * grid.1;
-            let inputs: Vec<Vec<f32>> = (0..ranks).map(|rank| noise(23, rank, elements)).collect();
-            let expected = reference(&inputs);
-            on_grid(grid, elements as u64, |comm, members| {
-                let options = Options { chunk_bytes: 256, ..Options::default() };
-                let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
-                let device = Box::new(HostTensor { data: inputs[comm.rank().index()].clone() });
-                let bucket = reducer.private_bucket(DType::F32, elements, device).expect("memory");
-                for round in 0..2i32 {
-                    reducer.all_reduce(&bucket).expect("started").wait().expect("reduced");
-                    let mut found = vec![0f32; elements];
-                    let to = Memory::of(&mut found[..]);
-                    let copied = bucket.with_device(|device| device.copy_to_host(0..elements, to));
-                    copied.expect("a private bucket").expect("host memory does not refuse");
-                    // The second time the sum of equal buckets.
-                    let times = (ranks as f32).powi(round);
-                    let wrong = |(a, b): (&f32, &f32)| a.to_bits() != (b * times).to_bits();
-                    let wrong = found.iter().zip(&expected).position(wrong);
-                    assert_eq!(wrong, None, "{grid:?}, {elements} elements, round {round}");
+/// Even shards; backwards, with gaps and an empty one; all in one rank.
+fn cuts(elements: usize, ranks: usize) -> [Vec<Range<usize>>; 3] {
+    let even = even_slices(elements, ranks);
+    let at = |part: usize| elements * part / (ranks + 1);
+    let mut uneven: Vec<_> = (0..ranks).map(|r| at(ranks - r - 1)..at(ranks - r)).collect();
+    uneven[ranks / 2] = 0..0;
+    let mut one = vec![elements..elements; ranks];
+    one[ranks - 1] = 0..elements;
+    [even, uneven, one]
+}
+
+/// Bytes of elements of any type: ordinary numbers that round, and between them NaNs with payload, infinities, denormals.
+fn elements_of(dtype: DType, rank: usize, elements: usize) -> Vec<u8> {
+    let special = [0x7fc0_1234u32, 0xff80_0000, 0x0000_0001, 0x8000_0000, 0x7f80_0000];
+    let values = noise(31, rank, elements);
+    let words = values.iter().enumerate().map(|(at, value)| match at % 37 {
+        36 => special[(at / 37 + rank) % special.len()],
+        _ => value.to_bits(),
+    });
+    words.flat_map(|word| word.to_le_bytes()[4 - dtype.bytes()..].to_vec()).collect()
+}
+
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks(4).map(bytemuck::pod_read_unaligned).collect()
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone, Copy)]
+enum Tensor {
+    Slow,
+    AtHome,
+}
+
+/// Runs all calls on a shared and on a private bucket of one type and length, twice each.
+fn compare(comm: &Communicator, reducer: &HfReduce, dtype: DType, elements: usize, tensor: Tensor) {
+    let (me, ranks) = (comm.rank().index(), comm.ranks());
+    let device = match tensor {
+        Tensor::Slow => Box::new(Slow::new(dtype, elements, (me + elements) as u64)),
+        Tensor::AtHome => at_home(dtype, elements),
+    };
+    let shared = reducer.bucket(dtype, elements).expect("memory");
+    let private = reducer.private_bucket(dtype, elements, device).expect("memory");
+    let mut calls = vec![Call::AllReduce];
+    for shards in cuts(elements, ranks) {
+        calls.push(Call::ReduceScatter(shards.clone()));
+        calls.push(Call::Gather(shards));
+    }
+    for call in calls {
+        for bucket in [&shared, &private] {
+            write(bucket, &elements_of(dtype, me, elements));
+        }
+        // Both in flight at once.
+        let running = [&shared, &private].map(|bucket| call.start(reducer, bucket));
+        running.into_iter().for_each(|reduction| reduction.wait().expect("reduced"));
+        let (expected, found) = (read(&shared), read(&private));
+        let range = call.promised(me, elements);
+        let bytes = range.start * dtype.bytes()..range.end * dtype.bytes();
+        let same = expected[bytes.clone()] == found[bytes];
+        assert!(same, "{call:?} of {elements} {dtype:?}, {tensor:?}, rank {me} of {ranks}");
+    }
+}
+
+fn compare_all(grid: (usize, usize), canonical: bool) {
+    on_grid(grid, 77, |comm, members| {
+        let options = Options { canonical, chunk_bytes: 256, ..Options::default() };
+        let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
+        for tensor in [Tensor::Slow, Tensor::AtHome] {
+            for dtype in [DType::F32, DType::Bf16, DType::F16, DType::Fp8E4m3] {
+                for elements in [0, 1, 65, 1003] {
+                    compare(comm, &reducer, dtype, elements, tensor);
                 }
-            });
+            }
         }
+    });
+}
+
+#[test]
+fn canonical_collectives_of_private_buckets_give_the_bits_of_shared_ones() {
+    for grid in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)] {
+        compare_all(grid, true);
     }
 }
 
 #[test]
-fn private_buckets_refuse_what_they_cannot_do() {
-    on_grid((1, 2), 2, |comm, members| {
+fn fast_collectives_of_private_buckets_give_the_bits_of_shared_ones() {
+    for grid in [(1, 3), (3, 1), (3, 2), (2, 3)] {
+        compare_all(grid, false);
+    }
+}
+
+#[test]
+#[ignore = "long: a minute of larger grids and buckets"]
+fn large_private_buckets_give_the_bits_of_shared_ones() {
+    for (grid, canonical) in [((2, 4), true), ((4, 2), true), ((8, 1), true), ((3, 3), false)] {
+        on_grid(grid, 5, |comm, members| {
+            let options = Options { canonical, chunk_bytes: 4096, ..Options::default() };
+            let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
+            for dtype in [DType::F32, DType::Bf16] {
+                for elements in [100_000, 250_007] {
+                    compare(comm, &reducer, dtype, elements, Tensor::Slow);
+                }
+            }
+        });
+    }
+}
+
+/// ZeRO-1 on a device: gradients scattered, the shard updated there, weights gathered; beside the plain tree.
+#[test]
+fn a_sharded_step_on_private_buckets_is_the_reference_step() {
+    let elements = 3000;
+    for grid in [(1, 4), (2, 2), (4, 1)] {
+        let inputs: Vec<Vec<f32>> = (0..4).map(|rank| noise(13, rank, elements)).collect();
+        let expected: Vec<u32> =
+            reference(&inputs).iter().map(|sum| (1.0 - 0.5 * sum).to_bits()).collect();
+        let shards = [0..0, 0..1000, 1000..1007, 1007..3000];
+        on_grid(grid, 9, |comm, members| {
+            let options = Options { chunk_bytes: 512, ..Options::default() };
+            let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
+            let me = comm.rank().index();
+            let [gradients, weights] = [1, 2].map(|seed| {
+                let device = Box::new(Slow::new(DType::F32, elements, seed));
+                reducer.private_bucket(DType::F32, elements, device).expect("memory")
+            });
+            write(&gradients, bytemuck::cast_slice(&inputs[me]));
+            write(&weights, bytemuck::cast_slice(&vec![1f32; elements]));
+            let scatter = reducer.reduce_scatter(&gradients, &shards).expect("started");
+            scatter.wait().expect("scattered");
+            let sums = read(&gradients);
+            let mut updated = read(&weights);
+            for at in shards[me].clone() {
+                let bytes = at * 4..at * 4 + 4;
+                let sum: f32 = bytemuck::pod_read_unaligned(&sums[bytes.clone()]);
+                updated[bytes].copy_from_slice(&(1.0 - 0.5 * sum).to_le_bytes());
+            }
+            write(&weights, &updated);
+            reducer.gather(&weights, &shards).expect("started").wait().expect("gathered");
+            let found: Vec<u32> = words(&read(&weights));
+            assert!(found == expected, "{grid:?}, rank {me}");
+        });
+    }
+}
+
+/// Pieces as short as can be, and as long as the bucket.
+#[test]
+fn any_chunk_size_gives_the_same_bits() {
+    let inputs: Vec<Vec<f32>> = (0..4).map(|rank| noise(3, rank, 700)).collect();
+    let expected: Vec<u32> = reference(&inputs).iter().map(|sum| sum.to_bits()).collect();
+    for (grid, chunk_bytes) in [((1, 4), 1), ((2, 2), 1), ((4, 1), 1), ((2, 2), 1 << 20)] {
+        on_grid(grid, 2, |comm, members| {
+            let options = Options { chunk_bytes, ..Options::default() };
+            let reducer = HfReduce::new(comm, &members, &options).expect("a grid");
+            let device = Box::new(Slow::new(DType::F32, 700, 4));
+            let bucket = reducer.private_bucket(DType::F32, 700, device).expect("memory");
+            write(&bucket, bytemuck::cast_slice(&inputs[comm.rank().index()]));
+            reducer.all_reduce(&bucket).expect("started").wait().expect("reduced");
+            let found: Vec<u32> = words(&read(&bucket));
+            assert!(found == expected, "{grid:?}, {chunk_bytes} bytes");
+        });
+    }
+}
+
+#[test]
+fn a_bucket_says_where_it_lies() {
+    on_grid((2, 2), 2, |comm, members: Vec<Rank>| {
         let reducer = HfReduce::new(comm, &members, &Options::default()).expect("a grid");
-        let device = Box::new(HostTensor { data: vec![0.0f32; 8] });
-        let bucket = reducer.private_bucket(DType::F32, 8, device).expect("memory");
-        let error = reducer.gather(&bucket, &[0..4, 4..8]).expect_err("not yet");
-        assert!(error.to_string().contains("all-reduced only"), "{error}");
+        let shared = reducer.bucket(DType::Bf16, 8).expect("memory");
+        let all = shared.local_memories();
+        assert_eq!(all.iter().map(|memory| memory.len()).collect::<Vec<_>>(), [16, 16]);
+        assert!(shared.memory().expect("shared").same_start(all[comm.rank().index() % 2]));
+        assert!(shared.with_device(|_| ()).is_none());
+        let device = at_home(DType::Bf16, 8);
+        let private = reducer.private_bucket(DType::Bf16, 8, device).expect("memory");
+        assert!(private.memory().is_none() && private.local_memories().is_empty());
+        assert!(private.with_device(|_| ()).is_some());
     });
 }

@@ -4,9 +4,9 @@
 #![allow(unsafe_code, reason = "kernels and atomics on shared memory")]
 
 use crate::error::Result;
-use crate::kernels::{Level, Order, Sum};
 use lampyris_comm::schedule::even_slices;
 use lampyris_comm::{DType, Group, Memory, SharedMemory};
+use lampyris_hfreduce::kernels::{Level, Order, Sum};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,23 +1,74 @@
-//! Who reduces what: ranks as a grid of nodes times local ranks, and a bucket as one shard per rank.
+//! Who reduces what: the ranks as a grid of nodes times local ranks, and a bucket as one shard per rank.
 //!
 //! Local rank `i` of every node sums the shards `(0, i), (1, i), ...` of its node's buckets and exchanges them with the
-//! local ranks `i` of the other nodes: no leader, and every core and every NIC does an equal part. Pure.
+//! local ranks `i` of the other nodes: no leader, and every core and every network card does an equal part.
 
 use crate::error::{Error, Result};
-use lampyris_comm::{Node, Rank};
+use crate::kernels::{Level, MAX_TREE, Order};
+use crate::options::Options;
+use lampyris_comm::{Communicator, Group, Kind, Node, Rank};
 use std::ops::Range;
+
+/// The ranks of a reducer and how they add, seen by one of them.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(crate) grid: Grid,
+    /// The ranks of this node.
+    pub(crate) local: Group,
+    /// The ranks of this rank's column: one per node.
+    pub(crate) cross: Group,
+    /// In which order the local ranks' elements are added.
+    pub(crate) order: Order,
+    /// The instructions that this processor adds with.
+    pub(crate) level: Level,
+}
+
+impl Topology {
+    /// The topology of these ranks. Collective over them.
+    ///
+    /// # Errors
+    /// When the ranks do not form a grid, or canonical order is asked for other than a power of two.
+    pub(crate) fn new(comm: &Communicator, members: &[Rank], options: &Options) -> Result<Self> {
+        let all = comm.group(members)?;
+        let grid = Grid::of(&all.nodes(), all.member())?;
+        let powers = grid.nodes.is_power_of_two() && grid.locals.is_power_of_two();
+        if options.canonical && (!powers || grid.locals > MAX_TREE) {
+            return Err(Error::Invalid(format!(
+                "canonical reduction over {} nodes of {} ranks: both must be powers of two (at most {MAX_TREE} ranks \
+                 per node); choose reduction = \"fast\"",
+                grid.nodes, grid.locals
+            )));
+        }
+        let timeout = options.timeout.unwrap_or(comm.options().operation_timeout);
+        let local = comm.group(&grid.neighbours(members))?.with_timeout(timeout);
+        let cross = comm.group(&grid.counterparts(members))?.with_timeout(timeout);
+        let mut cross = cross.with_canonical(options.canonical);
+        if let Some(algorithm) = options.algorithm {
+            cross = cross.with_algorithm(Kind::AllReduce, algorithm);
+        }
+        let order = if options.canonical { Order::Tree } else { Order::Fold };
+        assert_eq!((local.len(), local.member()), (grid.locals, grid.local), "the local ranks");
+        assert_eq!((cross.len(), cross.member()), (grid.nodes, grid.node), "one rank per node");
+        Ok(Self { grid, local, cross, order, level: Level::detect() })
+    }
+
+    /// Number of ranks.
+    pub(crate) fn members(&self) -> usize {
+        self.grid.nodes * self.grid.locals
+    }
+}
 
 /// The grid of one reduction group, seen by one member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Number of nodes.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
     /// Ranks per node.
-    pub locals: usize,
+    pub(crate) locals: usize,
     /// This rank's node.
-    pub node: usize,
+    pub(crate) node: usize,
     /// This rank's index on it.
-    pub local: usize,
+    pub(crate) local: usize,
 }
 
 impl Grid {
@@ -25,7 +76,7 @@ impl Grid {
     ///
     /// # Errors
     /// When nodes do not hold equal numbers of consecutive members.
-    pub fn of(nodes: &[Node], me: usize) -> Result<Self> {
+    pub(crate) fn of(nodes: &[Node], me: usize) -> Result<Self> {
         let locals = nodes.iter().take_while(|node| **node == nodes[0]).count();
         let mut seen = Vec::new();
         for block in nodes.chunks(locals) {
@@ -39,18 +90,18 @@ impl Grid {
         Ok(Self { nodes: seen.len(), locals, node: me / locals, local: me % locals })
     }
 
-    /// The members on this rank's node.
-    pub fn neighbours(&self, members: &[Rank]) -> Vec<Rank> {
+    /// The members on this rank's node, this rank included.
+    pub(crate) fn neighbours(&self, members: &[Rank]) -> Vec<Rank> {
         members[self.node * self.locals..][..self.locals].to_vec()
     }
 
-    /// This rank's counterparts, one per node.
-    pub fn counterparts(&self, members: &[Rank]) -> Vec<Rank> {
+    /// The members with this rank's local index, one per node, this rank included.
+    pub(crate) fn counterparts(&self, members: &[Rank]) -> Vec<Rank> {
         (0..self.nodes).map(|node| members[node * self.locals + self.local]).collect()
     }
 
     /// The shards that local rank `local` works on, one per node.
-    pub fn column(&self, shards: &[Range<usize>], local: usize) -> Vec<Range<usize>> {
+    pub(crate) fn column(&self, shards: &[Range<usize>], local: usize) -> Vec<Range<usize>> {
         (0..self.nodes).map(|node| shards[node * self.locals + local].clone()).collect()
     }
 }

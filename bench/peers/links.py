@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our bench beside gloo between emulated hosts with shaped links, in one sitting (needs root).
 
-    hfreduce/peers/compare.sh links [--sizes 16,64] [--hosts 2 --gbit 8] [--rounds 3] [--seconds 3] [--json FILE]
+    bench/peers/compare.sh links [--sizes 16,64] [--hosts 2 --gbit 8] [--rounds 3] [--seconds 3] [--json FILE]
 
 Every host is a network namespace with one rank; links are shaped by TBF with one bucket for all. Each round measures the
 table's choice, canonical order, the double tree (from 4 hosts on) and gloo, back to back for some seconds each, and one

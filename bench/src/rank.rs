@@ -3,15 +3,13 @@
 use super::floor::{SpinBarrier, all_reduce as floor_all_reduce};
 use super::report::{Line, Report};
 use super::{Assignment, MEET, Operation, Options, wire};
-use crate::bucket::{Bucket, Staging};
-use crate::copying::HostTensor;
 use crate::error::{Error, Result};
-use crate::kernels::Level;
-use crate::reducer::{HfReduce, Options as ReduceOptions};
 use lampyris_comm::{
     Attempt, Communicator, DType, Error as CommError, Generation, Group, Membership, Memory, Node,
     Options as CommOptions, Rank, Secret, Server,
 };
+use lampyris_hfreduce::kernels::Level;
+use lampyris_hfreduce::{Bucket, HfReduce, HostTensor, Options as ReduceOptions};
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -177,11 +175,8 @@ impl<'a> Case<'a> {
             Operation::AllReduce => Subject::Bucket(reducer.bucket(dtype, elements)?),
         };
         let floor = match &subject {
-            Subject::Bucket(bucket) => match &bucket.inner.staging {
-                Staging::InPlace(all) if one_node => all.iter().map(|m| m.memory()).collect(),
-                _ => Vec::new(),
-            },
-            Subject::Exchange { .. } => Vec::new(),
+            Subject::Bucket(bucket) if one_node => bucket.local_memories().to_vec(),
+            _ => Vec::new(),
         };
         Ok(Self { options, world, reducer, dtype, bytes, subject, barrier, floor })
     }
@@ -221,7 +216,7 @@ impl<'a> Case<'a> {
 
     fn operate(&mut self) -> Result<()> {
         match &mut self.subject {
-            Subject::Bucket(bucket) => self.reducer.all_reduce(bucket)?.wait(),
+            Subject::Bucket(bucket) => Ok(self.reducer.all_reduce(bucket)?.wait()?),
             Subject::Exchange { input, output, counts } => {
                 Ok(self.world.all_to_all((input, counts), (output, counts))?)
             }
@@ -334,7 +329,7 @@ impl<'a> Case<'a> {
 }
 
 fn private(reducer: &HfReduce, dtype: DType, elements: usize) -> Result<Bucket> {
-    match dtype {
+    let bucket = match dtype {
         DType::F32 => {
             let device = Box::new(HostTensor { data: vec![0f32; elements] });
             reducer.private_bucket(dtype, elements, device)
@@ -343,7 +338,8 @@ fn private(reducer: &HfReduce, dtype: DType, elements: usize) -> Result<Bucket> 
             let device = Box::new(HostTensor { data: vec![0u16; elements] });
             reducer.private_bucket(dtype, elements, device)
         }
-    }
+    };
+    Ok(bucket?)
 }
 
 /// Writes values through whatever staging the bucket has.

@@ -7,16 +7,17 @@
 //! The starting program calls [`run`]; a rank is the same program started with arguments that lead to [`rank_main`].
 
 mod arguments;
+mod error;
 mod floor;
 mod rank;
 mod report;
 mod wire;
 
 pub use arguments::Arguments;
+pub use error::{Error, Result};
 pub use rank::rank_main;
 pub use report::{Line, Report};
 
-use crate::error::{Error, Result};
 use lampyris_comm::emulation::{Hosts, Shape};
 use lampyris_comm::{Attempt, Error as CommError, Secret, Server};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! The bench on its own, without the rest of `lampyris`: what the comparison with other libraries runs.
 
 use clap::{Parser, Subcommand};
-use lampyris_hfreduce::bench::{Arguments, Operation, RankProgram, on_hosts, rank_main, run};
+use lampyris_bench::{Arguments, Operation, RankProgram, on_hosts, rank_main, run};
 use std::ffi::OsString;
 
 /// Measures all-reduce or all-to-all between processes of this machine.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our bench beside gloo and OpenMPI, in interleaved rounds of one sitting.
 
-    hfreduce/peers/compare.sh [--ranks 2] [--sizes 16,64,256] [--dtype f32] [--rounds 10] [--json FILE]
+    bench/peers/compare.sh [--ranks 2] [--sizes 16,64,256] [--dtype f32] [--rounds 10] [--json FILE]
 
 Each round measures ours, then gloo, then OpenMPI, a few operations each, so that a change of the machine's mood meets
 all of them. Printed: medians over all operations, their ratios, and the load. gloo runs with cubic congestion control

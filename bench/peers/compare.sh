@@ -14,7 +14,7 @@ if [ ! -x "$mpi/bin/mpirun" ]; then
 fi
 script=compare.py
 [ "${1:-}" != links ] || { script=links.py; shift; }
-cargo build --quiet --package lampyris-hfreduce --bins
+cargo build --quiet --package lampyris-bench --bins
 bench=${CARGO_TARGET_DIR:-target}/debug/hfreduce-bench
 with_mpi=()
 [ ! -x "$mpi/bin/mpirun" ] || with_mpi=(--mpi "$mpi/bin")

@@ -223,7 +223,7 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         let length = input.len();
         let at = random.below(length.max(1) as u64) as usize;
         match random.below(9) {
-            0 | 1 | 2 => replace_number(input, at, EXTREMES[random.below(9) as usize].as_bytes()),
+            0..=2 => replace_number(input, at, EXTREMES[random.below(9) as usize].as_bytes()),
             3 if at < length => input[at] ^= 1 << random.below(8),
             4 if at < length => input[at] = b"\0\n\"0,:]}"[random.below(8) as usize],
             5 => input.truncate(at),

@@ -113,8 +113,13 @@ pub fn checkpoint_bytes(inventory: &Inventory) -> u64 {
 }
 
 fn activations(plan: &TrainPlan) -> u64 {
-    let spec = &plan.model;
     let tokens = (plan.batch.micro_batch * plan.batch.sequence_length) as u64;
+    tokens * activations_per_token(plan)
+}
+
+/// Bytes that one token of a micro-batch keeps for the backward pass.
+pub(crate) fn activations_per_token(plan: &TrainPlan) -> u64 {
+    let spec = &plan.model;
     let hidden = spec.hidden as u64;
     // Embedding output and final norm; an MTP layer has two norms and their concatenation, and a norm before the head.
     let (mut narrow, mut fp32) = (2 * hidden + 5 * hidden * spec.mtp_layers as u64, 0);
@@ -123,7 +128,7 @@ fn activations(plan: &TrainPlan) -> u64 {
         narrow += in_compute_type;
         fp32 += in_fp32;
     }
-    tokens * (narrow * plan.compute.bytes() as u64 + 4 * fp32)
+    narrow * plan.compute.bytes() as u64 + 4 * fp32
 }
 
 /// Elements that one layer keeps per token: (compute type, fp32).

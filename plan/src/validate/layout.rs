@@ -4,6 +4,22 @@ use super::{Invalid, Rules};
 use crate::lr::batch_quantum;
 use crate::train_plan::{BatchPlan, OptimizerPlan, Reduction, TrainPlan, ValidationSplit};
 
+/// Threads of a rank: more than the cores of any machine.
+const MAX_THREADS: usize = 1024;
+
+/// Three centuries: a moment that far ahead can still be written down.
+const MAX_TIMEOUT_S: u64 = 10_000_000_000;
+
+/// A day; the kernel's own limit is 49 of them.
+const MAX_PEER_TIMEOUT_MS: u64 = 86_400_000;
+
+/// Micro-batches times layers of a rank's step: its program has some ten instructions for each. DeepSeek-V3 on one rank has
+/// a quarter of it.
+const MAX_PASSES: u64 = 1 << 22;
+
+/// Tokens of a sample for a person to read.
+const MAX_SAMPLE_TOKENS: usize = 1_000_000;
+
 pub(super) fn check(plan: &TrainPlan, rules: &mut Rules) {
     let (ValidationSplit::Hash { fraction } | ValidationSplit::Tail { fraction }) =
         plan.data.validation;
@@ -17,6 +33,8 @@ pub(super) fn check(plan: &TrainPlan, rules: &mut Rules) {
     batch(plan, &plan.batch, rules);
     rules.positive("checkpoint.keep", plan.checkpoint.keep as u64);
     rules.positive("output.log_every_steps", plan.output.log_every_steps);
+    let (sample, most) = (plan.output.sample_tokens, MAX_SAMPLE_TOKENS);
+    rules.within("output.sample_tokens", sample, sample <= most, "0 to 1000000");
 }
 
 fn optimizer(optimizer: &OptimizerPlan, rules: &mut Rules) {
@@ -39,8 +57,14 @@ fn parallel(plan: &TrainPlan, rules: &mut Rules) {
     rules.size("parallel.expert", plan.parallel.expert);
     rules.divides("parallel.expert", expert, "parallel.data", data);
     rules.positive("parallel.bucket_bytes", plan.parallel.bucket_bytes as u64);
-    rules.positive("parallel.operation_timeout_s", plan.parallel.operation_timeout_s);
-    rules.positive("parallel.peer_timeout_ms", plan.parallel.peer_timeout_ms);
+    let threads = plan.parallel.threads_per_rank;
+    rules.within("parallel.threads_per_rank", threads, threads <= MAX_THREADS, "0 to 1024");
+    let timeout_s = plan.parallel.operation_timeout_s;
+    let in_range = (1..=MAX_TIMEOUT_S).contains(&timeout_s);
+    rules.within("parallel.operation_timeout_s", timeout_s, in_range, "1 to 1e10");
+    let timeout_ms = plan.parallel.peer_timeout_ms;
+    let in_range = (1..=MAX_PEER_TIMEOUT_MS).contains(&timeout_ms);
+    rules.within("parallel.peer_timeout_ms", timeout_ms, in_range, "1 to 86400000 (a day)");
     rules.within("parallel.zero", plan.parallel.zero, plan.parallel.zero <= 1, "0 or 1");
     match &plan.model.moe {
         Some(moe) => rules.divides("parallel.expert", expert, "model.experts", moe.experts as u64),
@@ -86,6 +110,7 @@ fn batch(plan: &TrainPlan, batch: &BatchPlan, rules: &mut Rules) {
     if batch.ramp_start != batch.global_batch {
         rules.multiple("batch.ramp_start", batch.ramp_start as u64, &of_key, quantum as u64);
     }
+    passes(plan, rules);
     let uneven = !batch.leaves.is_multiple_of(plan.parallel.data.max(1));
     if batch.reduction == Reduction::Canonical && uneven {
         let why = format!("does not divide batch.leaves = {}", batch.leaves);
@@ -98,5 +123,22 @@ fn batch(plan: &TrainPlan, batch: &BatchPlan, rules: &mut Rules) {
         let why = "is below the global batch, but batch.ramp_tokens = 0 gives no time to grow";
         let fix = "set batch.ramp_tokens, or leave batch.ramp_start out";
         rules.conflict("batch.ramp_start", batch.ramp_start, why, fix);
+    }
+}
+
+/// Bounds the step program of a rank.
+fn passes(plan: &TrainPlan, rules: &mut Rules) {
+    let (batch, ranks) = (&plan.batch, plan.parallel.data);
+    let micro_batches = (batch.global_batch / batch.micro_batch).div_ceil(ranks) as u64;
+    let passes = micro_batches.saturating_mul(plan.model.all_layers() as u64);
+    if passes > MAX_PASSES {
+        let layers = plan.model.all_layers();
+        let why = format!(
+            "makes {micro_batches} micro-batches on each rank, {passes} passes through {layers} layers"
+        );
+        let fix = format!(
+            "raise batch.micro_batch or parallel.data: at most {MAX_PASSES} passes of a layer fit a step"
+        );
+        rules.conflict("batch.global_batch", batch.global_batch, why, &fix);
     }
 }

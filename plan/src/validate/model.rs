@@ -1,6 +1,7 @@
 //! Rules on the sizes of the network.
 
 use super::Rules;
+use crate::memory::activations_per_token;
 use crate::model_spec::{Attention, Gate, ModelSpec, Moe, Rope};
 use crate::train_plan::{TokenizerPlan, TrainPlan};
 
@@ -70,6 +71,23 @@ fn magnitude(plan: &TrainPlan, rules: &mut Rules) {
             let at = if key == "model.hidden" { model.hidden } else { plan.batch.sequence_length };
             rules.conflict(key, at, why, &fits);
         }
+    }
+    if rules.broken.is_empty() {
+        activations(plan, rules);
+    }
+}
+
+fn activations(plan: &TrainPlan, rules: &mut Rules) {
+    let batch = &plan.batch;
+    let tokens = batch.micro_batch as f64 * batch.sequence_length as f64;
+    let bytes = tokens * activations_per_token(plan) as f64;
+    if bytes > MAX_MAGNITUDE {
+        let length = batch.sequence_length;
+        let why = format!(
+            "sequences of {length} tokens keep about {bytes:.0e} bytes for their backward pass"
+        );
+        let fix = format!("keep the bytes below {MAX_MAGNITUDE:e}");
+        rules.conflict("batch.micro_batch", batch.micro_batch, why, &fix);
     }
 }
 

@@ -92,6 +92,20 @@ fn a_rule_per_key() {
         ("schedule.mtp_loss_weight", |p| p.schedule.mtp_loss_weight = -0.1),
         ("parallel.data", |p| p.parallel.data = 3),
         ("parallel.expert", |p| p.parallel.expert = 2),
+        ("parallel.threads_per_rank", |p| p.parallel.threads_per_rank = 1_000_000),
+        ("parallel.operation_timeout_s", |p| p.parallel.operation_timeout_s = u64::MAX),
+        ("parallel.peer_timeout_ms", |p| p.parallel.peer_timeout_ms = u64::MAX),
+        ("output.sample_tokens", |p| p.output.sample_tokens = usize::MAX),
+        ("batch.global_batch", |p| {
+            p.batch.micro_batch = 1;
+            constant_batch(p, 1 << 24);
+        }),
+        ("batch.micro_batch", |p| {
+            p.batch.sequence_length = 1 << 20;
+            p.batch.micro_batch = 1 << 24;
+            constant_batch(p, 1 << 24);
+            p.batch.leaves = 1;
+        }),
         ("parallel.zero", |p| p.parallel.zero = 2),
         ("parallel.bucket_bytes", |p| p.parallel.bucket_bytes = 0),
         ("checkpoint.keep", |p| p.checkpoint.keep = 0),

@@ -101,16 +101,18 @@ impl<'a> Cache<'a> {
         Ok(Some(file))
     }
 
-    /// Removes what killed makers of this folder left behind. Only under its lock.
-    pub(crate) fn remove_leftovers(&self, fingerprint: &str) -> Result<(), Error> {
-        let prefix = making(fingerprint);
-        for entry in std::fs::read_dir(self.root).map_err(Error::read(self.root))? {
-            let entry = entry.map_err(Error::read(self.root))?;
-            if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
-                std::fs::remove_dir_all(entry.path()).map_err(Error::write(&entry.path()))?;
+    /// Removes what killed makers of any folder left behind: nobody holds its lock. What cannot be removed is no reason not
+    /// to go on, and neither is a file system without locks, on which nobody can tell a maker that lives.
+    pub(crate) fn remove_leftovers(&self) {
+        for entry in std::fs::read_dir(self.root).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(fingerprint) = name.to_str().and_then(made) else { continue };
+            let lock = File::create(self.root.join(format!("{fingerprint}.lock")));
+            let Ok(lock) = lock else { continue };
+            if lock.try_lock().is_ok() {
+                std::fs::remove_dir_all(entry.path()).ok();
             }
         }
-        Ok(())
     }
 
     /// A new folder to make `fingerprint` in; removed when dropped.
@@ -149,6 +151,11 @@ impl<'a> Cache<'a> {
 
 fn making(fingerprint: &str) -> String {
     format!("making-{fingerprint}-")
+}
+
+/// The fingerprint in the name of a folder that is, or was, being made.
+fn made(name: &str) -> Option<&str> {
+    name.strip_prefix("making-")?.rsplit_once('-').map(|(fingerprint, _)| fingerprint)
 }
 
 /// Makes the entries of a folder durable.

@@ -101,7 +101,7 @@ pub enum Error {
     },
     /// The split leaves no training text.
     #[error(
-        "all {documents} documents are held out for validation: lower data.validation.fraction"
+        "all {documents} documents are held out for validation: lower data.validation_fraction"
     )]
     NoTrainingText {
         /// Documents of the corpus.
@@ -109,14 +109,14 @@ pub enum Error {
     },
     /// The split leaves no validation text although a fraction was asked for.
     #[error(
-        "no document of {documents} is held out: raise data.validation.fraction, or hold out by kind = \"tail\""
+        "no document of {documents} is held out: raise data.validation_fraction, or hold out the end of every document: data.validation = \"tail\""
     )]
     NoValidationText {
         /// Documents of the corpus.
         documents: u64,
     },
     /// The validation fraction is not a share.
-    #[error("data.validation.fraction = {fraction}: must be at least 0 and below 1")]
+    #[error("data.validation_fraction = {fraction}: must be at least 0 and below 1")]
     BadFraction {
         /// The value.
         fraction: f64,

@@ -31,6 +31,7 @@ pub(crate) fn prepare_at(
     options.validation.check()?;
     let files = source::list(&options.sources)?;
     let cache = Cache::new(options, &files, now)?;
+    cache.remove_leftovers();
     if let Some(fingerprint) = cache.remembered() {
         match open_verified(&cache.folder(&fingerprint), progress) {
             Err(Error::Corrupt { .. }) => {} // found again below, under the lock
@@ -40,7 +41,7 @@ pub(crate) fn prepare_at(
     let scan = scan(&files, options, progress)?;
     let fingerprint = fingerprint(options, &scan)?;
     let folder = cache.folder(&fingerprint);
-    let lock = cache.lock(&fingerprint, || progress.notice(Notice::Waiting))?;
+    let _lock = cache.lock(&fingerprint, || progress.notice(Notice::Waiting))?;
     let existing = folder.exists().then(|| open_verified(&folder, progress));
     let dataset = match existing {
         Some(Ok(dataset)) => dataset,
@@ -50,12 +51,7 @@ pub(crate) fn prepare_at(
             make(&cache, options, &files, scan, &fingerprint, progress)?
         }
         Some(Err(e)) => return Err(e),
-        None => {
-            if lock.is_some() {
-                cache.remove_leftovers(&fingerprint)?;
-            }
-            make(&cache, options, &files, scan, &fingerprint, progress)?
-        }
+        None => make(&cache, options, &files, scan, &fingerprint, progress)?,
     };
     cache.remember(&fingerprint)?;
     Ok(dataset)
@@ -96,6 +92,7 @@ fn make(
     progress: &dyn Progress,
 ) -> Result<Dataset, Error> {
     let making = cache.make(fingerprint)?;
+    progress.making(making.path());
     let corpus = Corpus { files, limit: scan.limit };
     let tokenizer = tokenizer(options, &corpus, &scan, progress)?;
     let manifest = Manifest {

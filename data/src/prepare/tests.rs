@@ -227,10 +227,21 @@ fn without_locks_the_first_rename_wins() {
 fn what_a_killed_maker_left_is_removed() {
     let world = World::bytes();
     let (first, _) = world.prepare();
-    let left = world.options.cache_dir.join(format!("making-{}-x", first.fingerprint()));
+    let cache = |name: &str| world.options.cache_dir.join(name);
+    let left = cache(&format!("making-{}-x", first.fingerprint()));
     std::fs::rename(first.folder(), &left).unwrap();
+    // Of other texts: one whose maker is gone, and one whose maker lives.
+    let (gone, alive) = (cache("making-aa-x"), cache("making-bb-x"));
+    std::fs::create_dir(&gone).unwrap();
+    std::fs::create_dir(&alive).unwrap();
+    let lock = std::fs::File::create(cache("bb.lock")).unwrap();
+    lock.lock().unwrap();
     world.prepare();
-    assert!(!left.exists());
+    assert!(!left.exists() && !gone.exists() && alive.exists());
+    drop(lock);
+    // Also where the text is found prepared.
+    world.prepare();
+    assert!(!alive.exists());
 }
 
 #[test]

@@ -77,6 +77,35 @@ fn a_killed_rank_resumes_from_its_last_checkpoint_bit_for_bit() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_eq!(desk.losses("killed"), desk.losses("undisturbed"));
     desk.assert_same_state("killed", "undisturbed");
+    // Every step once, for readers that know nothing of attempts.
+    let text = std::fs::read_to_string(desk.path("killed/metrics.jsonl")).expect("metrics");
+    assert_eq!(text.lines().filter(|line| line.contains("\"loss\"")).count(), 24, "{text}");
+    assert_eq!(text.matches("\"resumed\":{\"attempt\":2,\"next_step\":9").count(), 1, "{text}");
+}
+
+/// Neither no held-out text nor a prompt that cannot be read makes a run fail that has trained to its end.
+#[test]
+fn a_run_without_evaluation_and_sample_ends_well() {
+    let desk = Desk::new();
+    let sets = ["schedule.total_tokens=2_048", "eval.every_steps=2", "data.validation_fraction=0"];
+    let more = [
+        "schedule.warmup_tokens=512",
+        "tokenizer.kind=\"char\"",
+        "model.vocab_size=128",
+        "output.sample_prompt=\"a\"",
+    ];
+    let ended = desk.train("debug_llama", "run", &[&sets[..], &more].concat());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(desk.validation("run").len(), 0);
+    // As if the prompt had been changed in the plan of a run that was made before prompts were checked.
+    let plan = desk.path("run/plan.toml");
+    let text = std::fs::read_to_string(&plan).expect("a plan");
+    let text = text.replace("sample_prompt = \"a\"", "sample_prompt = \"☃\"");
+    std::fs::write(&plan, text).expect("writes");
+    let ended = desk.run(&["resume", "run"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let said = "there is no sample (output.sample_prompt)";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains('☃'), "{}", ended.stderr);
 }
 
 /// SIGINT stays stopped (86), and so does a request by `lampyris suspend`.

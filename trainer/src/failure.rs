@@ -5,7 +5,7 @@ use crate::Error;
 use crate::link::Link;
 use lampyris_proto::rank::{Failed, failed::Cause, from_rank::Body};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use signal_hook::consts::{SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR2};
 use signal_hook::flag::register;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,11 +16,11 @@ const TRY_AGAIN: u8 = 75;
 const BAD_PLAN: u8 = 78;
 
 /// Asks the kernel to kill this process when its shim dies, and leaves the signals that ask for a checkpoint to the shim:
-/// Slurm sends them to every process of a node.
+/// Slurm sends them to every process of a node, a closed terminal to every process of its session.
 pub fn die_with_parent() {
     // Best effort: end-of-file on the socket ends an orphan as well.
     set_parent_process_death_signal(Some(Signal::KILL)).ok();
-    for signal in [SIGTERM, SIGUSR2] {
+    for signal in [SIGTERM, SIGUSR2, SIGHUP] {
         // A flag that nobody reads: the signal is caught and does nothing.
         register(signal, Arc::new(AtomicBool::new(false))).ok();
     }

@@ -2,7 +2,9 @@
 
 use crate::Result;
 use crate::executor::Reader;
+use lampyris_data::Tokenizer;
 use lampyris_model::{MicroBatch, head};
+use lampyris_plan::TrainPlan;
 use tch::{Device, Kind};
 
 /// How the next token is drawn.
@@ -18,6 +20,45 @@ pub struct Sampling {
     pub count: usize,
     /// Tokens the model sees at once.
     pub window: usize,
+}
+
+/// The plan's sample: what the model makes of `output.sample_prompt`; none where the plan wants none.
+///
+/// # Errors
+/// The prompt has characters that the tokenizer does not know, or a forward pass fails.
+pub fn sample(
+    plan: &TrainPlan,
+    tokenizer: &Tokenizer,
+    reader: &Reader<'_>,
+    device: Device,
+) -> anyhow::Result<Option<String>> {
+    let output = &plan.output;
+    if output.sample_prompt.is_empty() || output.sample_tokens == 0 {
+        return Ok(None);
+    }
+    let encoded = tokenizer.encode(&output.sample_prompt)?;
+    let mut tokens: Vec<i64> = encoded.into_iter().map(i64::from).collect();
+    let end = i64::from(tokenizer.end_of_document());
+    if tokens.is_empty() {
+        tokens.push(end);
+    }
+    let sampling = Sampling {
+        temperature: 0.8,
+        top_p: 0.95,
+        seed: plan.seed,
+        count: output.sample_tokens,
+        window: plan.batch.sequence_length,
+    };
+    let mut decoder = tokenizer.decoder();
+    let mut text = String::new();
+    let each = |token: i64| {
+        let piece = u32::try_from(token).ok().and_then(|token| decoder.push(token).ok());
+        text += &piece.unwrap_or_default();
+        token != end
+    };
+    continue_tokens(reader, &mut tokens, sampling, device, each)?;
+    text += &decoder.finish()?;
+    Ok(Some(text))
 }
 
 /// Continues `tokens`; `each` gets every new token and says whether to go on.

@@ -3,7 +3,7 @@
 use crate::eval::Evaluation;
 use crate::executor::{StepInput, StepReport};
 use crate::machine;
-use crate::metrics::Metrics;
+use crate::metrics::{Began, Metrics};
 use crate::saves::SaveEvent;
 use crate::state::Progress;
 use lampyris_checkpoint::Target;
@@ -29,13 +29,13 @@ impl StepMetrics {
     /// The files cannot be created.
     pub fn open(
         run_dir: &Path,
-        attempt: u64,
+        began: Began,
         plan: &TrainPlan,
         peak_flops: f64,
     ) -> io::Result<StepMetrics> {
         let forward = ForwardFlops::per_token(&plan.model, plan.batch.sequence_length);
         Ok(StepMetrics {
-            metrics: Metrics::open(run_dir, attempt, plan.output.tensorboard)?,
+            metrics: Metrics::open(run_dir, began, plan.output.tensorboard)?,
             flops_per_token: 3.0 * forward.with_mtp() as f64,
             peak_flops,
         })

@@ -17,7 +17,22 @@ struct Event {
     file_version: Option<String>,
     #[prost(message, optional, tag = "5")]
     summary: Option<Summary>,
+    #[prost(message, optional, tag = "7")]
+    session_log: Option<SessionLog>,
 }
+
+/// `tensorflow.SessionLog`.
+#[derive(Clone, PartialEq, Message)]
+struct SessionLog {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `SessionLog.START`: readers drop what earlier files hold of this step and later ones.
+const START: i32 = 1;
+
+/// What every name of an event file begins with.
+const PREFIX: &str = "events.out.tfevents.";
 
 /// `tensorflow.Summary`.
 #[derive(Clone, PartialEq, Message)]
@@ -40,13 +55,23 @@ struct Scalar {
 pub(crate) struct EventFile(File);
 
 impl EventFile {
-    pub(crate) fn create(dir: &Path, attempt: u64) -> io::Result<EventFile> {
+    /// The file of an attempt; of one that goes on, from `next_step`.
+    pub(crate) fn create(
+        dir: &Path,
+        attempt: u64,
+        next_step: Option<u64>,
+    ) -> io::Result<EventFile> {
         fs::create_dir_all(dir)?;
-        let started = now();
-        let name = format!("events.out.tfevents.{started:.0}.attempt-{attempt}");
-        let mut file = EventFile(File::create(dir.join(name))?);
+        // TensorBoard reads files in the order of their names: by time, also where the clock was set back.
+        let started = (now() as u64).max(newest(dir)? + 1);
+        let mut file =
+            EventFile(File::create(dir.join(format!("{PREFIX}{started}.attempt-{attempt}")))?);
         let version = Some("brain.Event:2".to_string());
-        file.event(Event { wall_time: started, step: 0, file_version: version, summary: None })?;
+        file.event(Event { file_version: version, ..Event::now(0) })?;
+        if let Some(step) = next_step {
+            let session_log = Some(SessionLog { status: START });
+            file.event(Event { session_log, ..Event::now(step) })?;
+        }
         Ok(file)
     }
 
@@ -54,8 +79,7 @@ impl EventFile {
         let value =
             |(tag, value): &(String, f32)| Scalar { tag: tag.clone(), simple_value: *value };
         let summary = Summary { value: scalars.iter().map(value).collect() };
-        let step = i64::try_from(step).unwrap_or(i64::MAX);
-        self.event(Event { wall_time: now(), step, file_version: None, summary: Some(summary) })
+        self.event(Event { summary: Some(summary), ..Event::now(step) })
     }
 
     /// One TFRecord: length, its checksum, data, its checksum.
@@ -68,6 +92,26 @@ impl EventFile {
         record.extend(masked(&data).to_le_bytes());
         self.0.write_all(&record)
     }
+}
+
+impl Event {
+    /// One of `step`, without contents.
+    fn now(step: u64) -> Event {
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        Event { wall_time: now(), step, ..Event::default() }
+    }
+}
+
+/// Seconds since 1970 in the newest name of an event file; 0 if there is none.
+fn newest(dir: &Path) -> io::Result<u64> {
+    let mut newest = 0;
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let seconds = rest.and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+        newest = newest.max(seconds.map_or(0, u64::from));
+    }
+    Ok(newest)
 }
 
 /// The masked CRC-32C of the TFRecord format.
@@ -86,10 +130,44 @@ mod tests {
     #[test]
     fn records_read_back_as_the_format_says() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut file = EventFile::create(dir.path(), 3).expect("creates");
+        let mut file = EventFile::create(dir.path(), 3, Some(7)).expect("creates");
         file.scalars(7, &[("loss".into(), 2.5)]).expect("writes");
-        let path = fs::read_dir(dir.path()).expect("lists").next().expect("one").expect("entry");
-        let bytes = fs::read(path.path()).expect("reads");
+        let events = read(dir.path(), 3);
+        assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
+        let start = events[1].session_log.as_ref().map(|log| log.status);
+        assert_eq!((events[1].step, start), (7, Some(START)));
+        let summary = events[2].summary.as_ref().expect("scalars");
+        assert_eq!((events[2].step, summary.value[0].simple_value), (7, 2.5));
+        let first = tempfile::tempdir().expect("a temporary folder");
+        EventFile::create(first.path(), 1, None).expect("creates");
+        assert_eq!(read(first.path(), 1).len(), 1);
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_attempts_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let later = now() as u64 + 100_000;
+        fs::write(dir.path().join(format!("{PREFIX}{later}.attempt-1")), "").expect("writes");
+        for attempt in [2, 10] {
+            EventFile::create(dir.path(), attempt, None).expect("creates");
+        }
+        let entries = fs::read_dir(dir.path()).expect("lists");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("entry").file_name().into_string()).collect();
+        names.sort();
+        let attempt = |name: &Result<String, _>| {
+            name.as_ref().expect("UTF-8").rsplit('-').next().map(String::from)
+        };
+        let attempts: Vec<_> = names.iter().filter_map(attempt).collect();
+        assert_eq!(attempts, ["1", "2", "10"]);
+    }
+
+    /// The events of the file of an attempt.
+    fn read(dir: &Path, attempt: u64) -> Vec<Event> {
+        let suffix = format!(".attempt-{attempt}");
+        let mut paths = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("entry").path());
+        let path = paths.find(|path| path.to_string_lossy().ends_with(&suffix)).expect("one");
+        let bytes = fs::read(path).expect("reads");
         let mut rest = bytes.as_slice();
         let mut events = Vec::new();
         while !rest.is_empty() {
@@ -100,9 +178,7 @@ mod tests {
             events.push(Event::decode(data).expect("decodes"));
             rest = &rest[16 + length..];
         }
-        assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
-        let summary = events[1].summary.as_ref().expect("scalars");
-        assert_eq!((events[1].step, summary.value[0].simple_value), (7, 2.5));
+        events
     }
 
     #[test]

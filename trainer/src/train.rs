@@ -3,10 +3,11 @@
 
 use crate::batches::Batches;
 use crate::build::Rank;
-use crate::eval::{self, Evaluation};
+use crate::eval;
 use crate::executor::{StepInput, StepReport};
 use crate::forecast::Measured;
 use crate::link::Link;
+use crate::metrics::Began;
 use crate::ranks::{Place, Ranks};
 use crate::saves::Saves;
 use crate::step_metrics::StepMetrics;
@@ -203,16 +204,19 @@ impl<'a> Trainer<'a> {
         if rank.ranks.is_first() {
             let tokenizer = options.run_dir.join("tokenizer");
             if !tokenizer.exists() {
-                std::fs::create_dir(&tokenizer)?;
+                std::fs::create_dir(&tokenizer)
+                    .with_context(|| format!("creating {}", tokenizer.display()))?;
                 dataset.tokenizer().save(&tokenizer)?;
             }
             let peak = machine::peak_flops(plan.compute, device) * plan.parallel.data as f64;
-            metrics = Some(StepMetrics::open(&options.run_dir, options.attempt, plan, peak)?);
+            let began = Began { attempt: options.attempt, step: rank.state.progress.step };
+            metrics = Some(StepMetrics::open(&options.run_dir, began, plan, peak)?);
         }
         let saves = Saves::new(run, attempt, plan, &rank, device)?;
         let trace = || {
             let path = TraceFile::path(&options.run_dir, options.rank, options.attempt);
-            TraceFile::create(&path, options.rank)
+            let created = TraceFile::create(&path, options.rank);
+            created.with_context(|| format!("creating {}", path.display()))
         };
         let trace = options.trace.then(trace).transpose()?;
         Ok(Trainer {
@@ -385,7 +389,11 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn evaluate(&mut self, tokens: u64, is_final: bool) -> Result<Evaluation> {
+    /// Nothing where no text is held out.
+    fn evaluate(&mut self, tokens: u64, is_final: bool) -> Result<()> {
+        if self.dataset.manifest().validation.tokens == 0 {
+            return Ok(());
+        }
         let windows = self.dataset.validation(self.plan.batch.sequence_length, tokens);
         let rows = self.plan.batch.micro_batch;
         let link = &mut self.link;
@@ -411,7 +419,7 @@ impl<'a> Trainer<'a> {
             bytes: result.bytes,
             is_final,
         }));
-        Ok(result)
+        Ok(())
     }
 
     fn suspend(&mut self, stay_stopped: bool) -> Result<End> {
@@ -446,42 +454,32 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// Text for a person to look at: training has ended well, whatever becomes of it.
     fn sample(&mut self) -> Result<()> {
-        let output = &self.plan.output;
-        if output.sample_prompt.is_empty() || output.sample_tokens == 0 {
-            return Ok(());
-        }
+        let (is_first, mesh) = (self.rank.ranks.is_first(), self.rank.ranks.mesh());
         // Where experts are spread over ranks, all of them take part in every token; each draws the same.
-        if !self.rank.ranks.is_first() && self.rank.ranks.mesh().expert == 1 {
+        if !is_first && mesh.expert == 1 {
             return Ok(());
         }
         let tokenizer = self.dataset.tokenizer();
-        let encoded = tokenizer.encode(&output.sample_prompt)?;
-        let mut tokens: Vec<i64> = encoded.into_iter().map(i64::from).collect();
-        if tokens.is_empty() {
-            tokens.push(i64::from(tokenizer.end_of_document()));
-        }
-        let sampling = sampling::Sampling {
-            temperature: 0.8,
-            top_p: 0.95,
-            seed: self.plan.seed,
-            count: output.sample_tokens,
-            window: self.plan.batch.sequence_length,
+        let written = sampling::sample(self.plan, tokenizer, &self.rank.reader()?, self.device);
+        let said = match written {
+            Ok(None) => return Ok(()),
+            Ok(Some(text)) => {
+                let prompt = self.plan.output.sample_prompt.clone();
+                Body::Sample(rank::Sample { prompt, text })
+            }
+            Err(error) => {
+                let text = format!("there is no sample (output.sample_prompt): {error:#}");
+                // Others may wait for this rank's part of the next token.
+                if mesh.expert > 1 {
+                    self.rank.ranks.abort(&text);
+                }
+                Body::Note(rank::Note { severity: Severity::Warning.into(), text })
+            }
         };
-        let mut decoder = tokenizer.decoder();
-        let mut text = String::new();
-        let end = i64::from(tokenizer.end_of_document());
-        let each = |token: i64| {
-            let piece = u32::try_from(token).ok().and_then(|token| decoder.push(token).ok());
-            text += &piece.unwrap_or_default();
-            token != end
-        };
-        let reader = self.rank.reader()?;
-        sampling::continue_tokens(&reader, &mut tokens, sampling, self.device, each)?;
-        text += &decoder.finish()?;
-        let prompt = output.sample_prompt.clone();
-        if self.rank.ranks.is_first() {
-            self.link.send(Body::Sample(rank::Sample { prompt, text }));
+        if is_first {
+            self.link.send(said);
         }
         Ok(())
     }

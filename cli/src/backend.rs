@@ -80,6 +80,8 @@ pub(crate) enum Phase {
     Failed,
     /// Ended by a person.
     Cancelled,
+    /// The processes that ran it are gone without a word.
+    Lost,
     /// Nobody knows.
     Unknown,
 }
@@ -97,6 +99,7 @@ impl Phase {
             Phase::Succeeded => "succeeded",
             Phase::Failed => "failed",
             Phase::Cancelled => "cancelled",
+            Phase::Lost => "lost",
             Phase::Unknown => "unknown",
         }
     }
@@ -138,6 +141,28 @@ pub(crate) struct JobRow {
     pub(crate) step_s: Option<f64>,
     /// Run directory.
     pub(crate) run_dir: PathBuf,
+}
+
+impl JobRow {
+    /// Of a run directory of which nothing is known yet.
+    fn of(run_dir: &Path) -> JobRow {
+        JobRow {
+            id: run_dir.display().to_string(),
+            name: String::new(),
+            user: String::new(),
+            phase: Phase::Unknown,
+            reason: String::new(),
+            priority: String::new(),
+            nodes: 1,
+            attempt: 0,
+            step: 0,
+            total_steps: 0,
+            loss: None,
+            tokens_per_s: None,
+            step_s: None,
+            run_dir: run_dir.to_path_buf(),
+        }
+    }
 }
 
 /// One job and its ranks.

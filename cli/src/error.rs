@@ -26,6 +26,21 @@ pub(crate) enum CliError {
     Untrainable(#[from] Unsupported),
     #[error("{0}")]
     Data(#[from] data::Error),
+    #[error("output.sample_prompt = {prompt:?}: {source}")]
+    Prompt { prompt: String, source: data::Error },
+    #[error(
+        "the held-out text has {tokens} tokens, and one batch of an evaluation needs {} \
+         (batch.micro_batch {rows} x batch.sequence_length {length})",
+        rows * length
+    )]
+    HeldOut { tokens: u64, rows: u64, length: u64 },
+    #[error(
+        "{} about {} on this machine, which has {}",
+        if *ranks == 1 { "1 rank needs".into() } else { format!("{ranks} ranks need") },
+        gib(*needed),
+        gib(*there)
+    )]
+    Memory { ranks: u64, needed: u64, there: u64 },
     #[error("{0}")]
     Shim(#[from] ShimError),
     #[error("{0}")]
@@ -72,6 +87,8 @@ pub(crate) enum CliError {
     #[error("{} is not a run directory: {what}", .path.display())]
     NotARun { path: PathBuf, what: String },
     #[error("{0}")]
+    Status(#[from] lampyris_worker::shim::status::ReadError),
+    #[error("{0}")]
     Client(#[from] lampyris_worker::client::ClientError),
     #[error("{0}")]
     Worker(#[from] lampyris_worker::daemon::WorkerError),
@@ -88,6 +105,11 @@ pub(crate) enum CliError {
     Policy { path: PathBuf, what: String },
     #[error("{address:?} is neither unix:/PATH nor IP:PORT")]
     Listen { address: String },
+    #[error(
+        "the path of the socket {} has {length} bytes, and the system takes {most} at most",
+        .path.display()
+    )]
+    SocketPath { path: PathBuf, length: usize, most: usize },
     #[error("a daemon of this process has ended: {what}")]
     Daemon { what: String },
     #[error("{word:?} is no priority")]
@@ -226,6 +248,21 @@ impl CliError {
     /// What to try when a run cannot be started here.
     fn start_hint(&self) -> String {
         match self {
+            CliError::SocketPath { .. } => {
+                "name a shorter path, or a relative one from the folder it is in".into()
+            }
+            CliError::Prompt { .. } => {
+                "write it with characters of the text, or set output.sample_tokens = 0 for no sample"
+                    .into()
+            }
+            CliError::HeldOut { .. } => {
+                "raise data.validation_fraction, or set it to 0 to evaluate nothing".into()
+            }
+            CliError::Memory { .. } => {
+                "`lampyris plan` shows what takes it; make the model, batch.micro_batch or \
+                 parallel.data smaller"
+                    .into()
+            }
             CliError::RunDirNeeded => "name it with --run-dir, the same on all hosts".into(),
             CliError::Layout { .. } => {
                 "name both: --nodes N --ranks-per-node R trains with N x R ranks".into()
@@ -256,6 +293,9 @@ impl CliError {
         match self {
             CliError::Recipe(RecipeError::Invalid { .. })
             | CliError::Untrainable(_)
+            | CliError::Prompt { .. }
+            | CliError::HeldOut { .. }
+            | CliError::Memory { .. }
             | CliError::Layout { .. }
             | CliError::Invalid(_)
             | CliError::HiddenInPath { .. }
@@ -272,6 +312,11 @@ impl CliError {
             _ => 1,
         }
     }
+}
+
+/// Bytes as people read memory: `7.5 GiB`.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }
 
 fn at_step(step: Option<u64>) -> String {

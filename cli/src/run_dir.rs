@@ -8,6 +8,7 @@ use lampyris_checkpoint::Run;
 use lampyris_checkpoint::disk::{RealDisk, regular};
 use lampyris_data::{Dataset, Tokenizer};
 use lampyris_plan::{TrainPlan, visible};
+use lampyris_worker::shim::status::status_path;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 const PLAN: &str = "plan.toml";
 const DATASET: &str = "dataset.json";
 const TOKENIZER: &str = "tokenizer";
+
+/// Runs of one name that may start in the same second.
+const MAX_SAME_NAME: u32 = 10_000;
 
 /// Largest `plan.toml`: one has a few kilobytes.
 const MAX_PLAN_BYTES: u64 = 16 << 20;
@@ -45,8 +49,8 @@ pub(crate) struct DatasetRecord {
 }
 
 impl RunDir {
-    /// Makes a directory for a new run: `named`, or `NAME-YYYYMMDD-HHMMSS` (local time) below the plan's `runs_dir`.
-    /// `recipe` is kept as given.
+    /// Makes a directory for a new run: `named`, or `NAME-YYYYMMDD-HHMMSS` (local time) below the plan's `runs_dir`, with
+    /// `-2`, `-3` and so on where others start in the same second. `recipe` is kept as given.
     pub(crate) fn create(
         plan: &TrainPlan,
         named: Option<&Path>,
@@ -58,14 +62,58 @@ impl RunDir {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| CliError::write(parent, e))?;
         }
-        create_dir(&path)?;
-        let run = RunDir { path };
-        for folder in ["control", "logs", TOKENIZER] {
-            create_dir(&run.path.join(folder))?;
-        }
-        run.write("recipe.toml", recipe)?;
-        run.write_plan(plan)?;
+        let run = match named {
+            Some(_) => create_dir(&path).map(|()| RunDir { path })?,
+            None => RunDir::create_beside(&path)?,
+        };
+        let filled = run.fill(plan, recipe);
+        run.or_remove(filled)?;
         Ok(run)
+    }
+
+    /// Makes `path`, or `path-2`, `path-3` and so on where it exists: whoever makes a directory first has it.
+    fn create_beside(path: &Path) -> Result<RunDir, CliError> {
+        let numbered = |number: u32| {
+            let mut name = path.as_os_str().to_os_string();
+            name.push(format!("-{number}"));
+            PathBuf::from(name)
+        };
+        let names = std::iter::once(path.to_path_buf()).chain((2..=MAX_SAME_NAME).map(numbered));
+        for path in names {
+            match create_dir(&path) {
+                Err(CliError::RunExists { .. }) => {}
+                other => return other.map(|()| RunDir { path }),
+            }
+        }
+        Err(CliError::RunExists { path: path.to_path_buf() })
+    }
+
+    fn fill(&self, plan: &TrainPlan, recipe: &str) -> Result<(), CliError> {
+        for folder in ["control", "logs", TOKENIZER] {
+            create_dir(&self.path.join(folder))?;
+        }
+        self.write("recipe.toml", recipe)?;
+        self.write_plan(plan)
+    }
+
+    /// Hands on how the first start of a new run went. If it failed before a rank had started, there is nothing to
+    /// continue: the directory goes, so that the same command can be given again.
+    pub(crate) fn or_remove<T>(&self, started: Result<T, CliError>) -> Result<T, CliError> {
+        let failed_early =
+            matches!(&started, Err(error) if !matches!(error, CliError::Rank { .. }));
+        if failed_early && self.is_bare() {
+            // What cannot be removed stays: the error that is told is the first one.
+            fs::remove_dir_all(&self.path).ok();
+        }
+        started
+    }
+
+    /// Whether no rank has left anything here.
+    fn is_bare(&self) -> bool {
+        let committed = self.checkpoints_read_only().committed();
+        let none = fs::symlink_metadata(self.path.join("checkpoints")).is_err()
+            || committed.is_ok_and(|committed| committed.is_empty());
+        none && fs::symlink_metadata(status_path(&self.path, 0)).is_err()
     }
 
     /// Where [`RunDir::create`] makes the directory.

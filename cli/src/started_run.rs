@@ -3,6 +3,7 @@
 
 use crate::compressors;
 use crate::error::{self, CliError};
+use crate::interrupt;
 use crate::launch::{Announced, Hosted, Layout, Place};
 use crate::rank_program;
 use crate::run_dir::RunDir;
@@ -68,6 +69,7 @@ impl StartedRun<'_> {
         };
         let there = place.map(|place| Rendezvous { address: place.address, secret: place.secret });
         let here = hosted.as_ref().map(|hosted| hosted.rendezvous.clone());
+        interrupt::hand_over();
         let (service, _handle) = self.shim(here.or(there)).build()?;
         let (sender, events) = sync_channel(EVENT_LIMIT);
         let terminal = screen::has_terminal();

@@ -91,8 +91,12 @@ fn make(
     fingerprint: &str,
     progress: &dyn Progress,
 ) -> Result<Dataset, Error> {
-    let making = cache.make(fingerprint)?;
-    progress.making(making.path());
+    let mut making = None;
+    progress.making(&mut || {
+        let made = making.insert(cache.make(fingerprint));
+        made.as_ref().ok().map(|folder| folder.path().to_path_buf())
+    });
+    let making = making.unwrap_or_else(|| cache.make(fingerprint))?;
     let corpus = Corpus { files, limit: scan.limit };
     let tokenizer = tokenizer(options, &corpus, &scan, progress)?;
     let manifest = Manifest {

@@ -1,6 +1,6 @@
 //! What a long `prepare` tells its caller. This crate prints nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The steps of [`crate::prepare`], in order; a reused folder goes through `Verify` only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +35,10 @@ pub trait Progress {
     fn update(&self, phase: Phase, done: u64, total: u64);
     /// Something unusual happened.
     fn notice(&self, notice: Notice);
-    /// `folder` is being filled until [`crate::prepare`] returns. Who ends this process before that may remove it; what
-    /// a killed process has left goes at the next preparation.
-    fn making(&self, folder: &Path) {
-        let _ = folder;
+    /// Calls `make`, which makes a folder that is filled until [`crate::prepare`] returns. Who ends this process in
+    /// between may remove it; what a killed process has left goes at the next preparation.
+    fn making(&self, make: &mut dyn FnMut() -> Option<PathBuf>) {
+        make();
     }
 }
 

@@ -67,9 +67,7 @@ impl Desk {
     }
 
     pub(crate) fn start(&self, arguments: &[&str]) -> Started {
-        let mut child = self.command(arguments).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Started { child, lines }
+        Started::of(&mut self.command(arguments))
     }
 
     /// The only folder below `runs`.
@@ -88,6 +86,14 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// Starts `command`.
+    pub(crate) fn of(command: &mut Command) -> Started {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Started { child, lines }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

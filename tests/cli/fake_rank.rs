@@ -22,7 +22,7 @@ use lampyris_proto::rank::{
     ToRank, from_rank::Body, to_rank,
 };
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
-use signal_hook::consts::{SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR2};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -55,7 +55,7 @@ fn build_id() -> String {
 
 fn train(arguments: &[String]) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
-    for signal in [SIGTERM, SIGUSR2] {
+    for signal in [SIGTERM, SIGUSR2, SIGHUP] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).unwrap();
     }
     let text = |flag: &str| {

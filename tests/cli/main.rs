@@ -27,6 +27,10 @@ mod shim;
 #[cfg(test)]
 mod slurm;
 #[cfg(test)]
+mod standing;
+#[cfg(test)]
+mod start;
+#[cfg(test)]
 mod suspend;
 #[cfg(test)]
 mod train;

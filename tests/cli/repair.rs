@@ -118,6 +118,7 @@ fn a_run_that_runs_here_or_elsewhere_is_not_repaired() {
     status["exit_code"] = Value::Null;
     status["state"] = "running".into();
     status["host"] = "elsewhere".into();
+    status["process"]["boot_id"] = "of another machine".into();
     status["written_ms"] = now.into();
     fs::write(&path, status.to_string()).unwrap();
     let refused = desk.run(&["checkpoint", "repair", "run"]);

@@ -19,9 +19,12 @@ fn signal(started: &Started, signal: Signal) {
 
 #[test]
 fn signals_suspend_with_their_exit_codes() {
-    for (name, number, code) in
-        [("SIGTERM", Signal::TERM, 85), ("SIGUSR2", Signal::USR2, 85), ("SIGINT", Signal::INT, 86)]
-    {
+    for (name, number, code) in [
+        ("SIGTERM", Signal::TERM, 85),
+        ("SIGUSR2", Signal::USR2, 85),
+        ("SIGHUP", Signal::HUP, 85),
+        ("SIGINT", Signal::INT, 86),
+    ] {
         let desk = Desk::new(SCRIPT);
         let mut started = train(&desk);
         signal(&started, number);

@@ -12,7 +12,7 @@
 //!
 //! | what happens | what the ranks are told | exit code |
 //! |---|---|---|
-//! | SIGTERM, SIGUSR2 | suspend, wants to go on | 85 |
+//! | SIGTERM, SIGUSR2, SIGHUP | suspend, wants to go on | 85 |
 //! | SIGINT, `control/suspend.json` | suspend, stay stopped | 86 |
 //! | second SIGINT | nothing, they are killed | 130 |
 //! | deadline passed | nothing, they are killed | 75 |

@@ -3,16 +3,14 @@
 use super::{Backend, JobDetails, JobRow, LogSink, LogsWanted, Phase, RankRow, Wanted};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
+use lampyris_checkpoint::disk::regular;
 use lampyris_worker::shim::control;
-use lampyris_worker::shim::status::{self, ALIVE_PERIOD, State, Status};
-use std::fs::{self, File};
+use lampyris_worker::shim::status::{self, State, Status};
+use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
-
-/// A run whose status is older than this is no longer run by anyone: three writes are missing.
-const SILENT_MS: u64 = 3 * ALIVE_PERIOD.as_millis() as u64;
 
 /// Exit code of a node whose ranks ended because they lost others.
 const LOST: u8 = 75;
@@ -30,29 +28,46 @@ pub(crate) struct Local {
     pub(crate) runs_dir: PathBuf,
 }
 
-impl Backend for Local {
-    fn list(&self, wanted: &Wanted) -> Result<Vec<JobRow>, CliError> {
+impl Local {
+    /// The run directories, newest plan first.
+    pub(crate) fn runs(&self) -> Result<Vec<PathBuf>, CliError> {
         let entries = match fs::read_dir(&self.runs_dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(CliError::read(&self.runs_dir, error)),
         };
-        let mut runs: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.join("plan.toml").exists())
-            .collect();
-        runs.sort_by_key(|path| {
-            fs::metadata(path.join("plan.toml")).and_then(|m| m.modified()).ok()
-        });
-        let mut rows = Vec::new();
-        for path in runs.iter().rev() {
-            let row = details(&RunDir::open(path)?)?.row;
-            if rows.len() < wanted.limit && (wanted.all || !row.phase.is_final()) {
-                rows.push(row);
+        let mut runs = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|error| CliError::read(&self.runs_dir, error))?.path();
+            // Whatever it is: a run with a damaged plan is listed as such.
+            if let Ok(plan) = fs::symlink_metadata(path.join("plan.toml")) {
+                runs.push((plan.modified().ok(), path));
             }
         }
-        Ok(rows)
+        runs.sort();
+        Ok(runs.into_iter().rev().map(|(_, path)| path).collect())
+    }
+}
+
+/// The row of one run; of a run that cannot be read, why.
+fn row(path: &Path) -> JobRow {
+    let read = RunDir::open(path).and_then(|run| details(&run));
+    read.map_or_else(|error| broken(path, &error), |details| details.row)
+}
+
+/// The row of a run that cannot be read.
+pub(crate) fn broken(path: &Path, error: &CliError) -> JobRow {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = error.to_string();
+    let reason = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    JobRow { name, phase: Phase::Unknown, reason, ..JobRow::of(path) }
+}
+
+impl Backend for Local {
+    fn list(&self, wanted: &Wanted) -> Result<Vec<JobRow>, CliError> {
+        let rows = self.runs()?.into_iter().map(|path| row(&path));
+        let shown = |row: &JobRow| wanted.all || !row.phase.is_final();
+        Ok(rows.filter(shown).take(wanted.limit).collect())
     }
 
     fn show(&self, job: &str) -> Result<JobDetails, CliError> {
@@ -96,7 +111,7 @@ pub(crate) fn read_log(
     ended: &dyn Fn() -> Result<bool, CliError>,
 ) -> Result<(), CliError> {
     let failed = |error| CliError::read(path, error);
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = regular::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let begin = match u64::try_from(wanted.offset) {
         Ok(offset) => offset.min(length),
@@ -124,16 +139,16 @@ pub(crate) fn read_log(
 }
 
 fn read_status(run: &RunDir) -> Result<Vec<Status>, CliError> {
-    status::read(run.path())
-        .map_err(|source| CliError::read(&status::status_path(run.path(), 0), source))
+    Ok(status::read(run.path())?)
 }
 
-/// Whether nobody runs what `status` tells of: it says so, or it is too old.
+/// Whether nobody is known to run what `status` tells of.
 pub(crate) fn is_over(status: &Status) -> bool {
-    status.ended() || status::unix_ms().saturating_sub(status.written_ms) > SILENT_MS
+    status.ended() || status.state == State::Silent
 }
 
-fn details(run: &RunDir) -> Result<JobDetails, CliError> {
+/// What a run directory says of itself.
+pub(crate) fn details(run: &RunDir) -> Result<JobDetails, CliError> {
     let nodes = read_status(run)?;
     let name = run.plan()?.name;
     let (phase, reason) = standing(&nodes);
@@ -155,20 +170,14 @@ fn details(run: &RunDir) -> Result<JobDetails, CliError> {
         false => run.checkpoints_read_only().candidates()?,
     };
     let row = JobRow {
-        id: run.path().display().to_string(),
         name,
-        user: String::new(),
         phase,
         reason,
-        priority: String::new(),
         nodes: nodes.first().map_or(1, |node| node.nodes),
         attempt: nodes.first().map_or(0, |node| node.attempt),
         step: ranks.iter().map(|rank| rank.step).min().unwrap_or(0),
         total_steps: total.unwrap_or(0),
-        loss: None,
-        tokens_per_s: None,
-        step_s: None,
-        run_dir: run.path().to_path_buf(),
+        ..JobRow::of(run.path())
     };
     Ok(JobDetails {
         row,
@@ -180,7 +189,7 @@ fn details(run: &RunDir) -> Result<JobDetails, CliError> {
             .find(|r| !r.is_empty())
             .unwrap_or("")
             .into(),
-        ranks: if phase.is_final() { Vec::new() } else { ranks },
+        ranks: if phase.is_final() || phase == Phase::Lost { Vec::new() } else { ranks },
     })
 }
 
@@ -193,8 +202,13 @@ fn standing(nodes: &[Status]) -> (Phase, String) {
     if let Some(culprit) = culprit {
         return (Phase::Failed, format!("{}: {}", culprit.host, culprit.reason));
     }
-    if let Some(silent) = nodes.iter().find(|node| !node.ended() && is_over(node)) {
-        return (Phase::Unknown, format!("nothing heard from its shim on {}", silent.host));
+    let in_state = |state| nodes.iter().find(|node| node.state == state);
+    if let Some(lost) = in_state(State::Lost) {
+        let why = format!("{}; `lampyris resume` continues the run", lost.reason);
+        return (Phase::Lost, why);
+    }
+    if let Some(silent) = in_state(State::Silent) {
+        return (Phase::Unknown, silent.reason.clone());
     }
     if let Some(running) = nodes.iter().find(|node| !node.ended()) {
         return match running.state {

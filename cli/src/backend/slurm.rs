@@ -1,7 +1,7 @@
 //! Runs that were handed to Slurm. The run directory is the truth; the queue is asked once for all jobs of a list, and a
 //! queue that does not answer only makes the answer older.
 
-use super::local::Local;
+use super::local::{self, Local};
 use super::{Backend, JobDetails, JobRow, LogSink, LogsWanted, Wanted};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
@@ -23,15 +23,21 @@ pub(crate) struct Slurm {
 
 impl Backend for Slurm {
     fn list(&self, wanted: &Wanted) -> Result<Vec<JobRow>, CliError> {
-        let everything = Wanted { all: true, user: None, limit: usize::MAX };
-        let mut rows = Vec::new();
-        for row in self.local.list(&everything)? {
-            let handed = submission::handed(&RunDir::open(&row.run_dir)?)?;
-            rows.extend(handed.map(|handed| (row, handed)));
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        for path in self.local.runs()?.into_iter().filter(|path| submission::is_handed(path)) {
+            let read = || {
+                let run = RunDir::open(&path)?;
+                Ok((local::details(&run)?.row, submission::handed(&run)?))
+            };
+            match read() {
+                Ok((row, handed)) => rows.extend(handed.map(|handed| (row, handed))),
+                Err(error) => broken.push(local::broken(&path, &error)),
+            }
         }
         lay_over(&mut rows);
-        let shown = |(row, _): &(JobRow, _)| wanted.all || !row.phase.is_final();
-        Ok(rows.into_iter().filter(shown).map(|(row, _)| row).take(wanted.limit).collect())
+        let rows = rows.into_iter().map(|(row, _)| row).chain(broken);
+        let shown = |row: &JobRow| wanted.all || !row.phase.is_final();
+        Ok(rows.filter(shown).take(wanted.limit).collect())
     }
 
     fn show(&self, job: &str) -> Result<JobDetails, CliError> {

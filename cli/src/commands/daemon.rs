@@ -8,6 +8,7 @@ use crate::screen::DaemonLog;
 use lampyris_proto::v1::Capacity;
 use lampyris_worker::client::Target;
 use lampyris_worker::daemon::{Handle, Options};
+use lampyris_worker::hangup;
 use lampyris_worker::shim::status::host_name;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -177,14 +178,33 @@ pub(crate) fn log_to_stderr() {
     subscriber.with_writer(DaemonLog::default).try_init().ok();
 }
 
-/// Waits for SIGINT or SIGTERM.
+/// Waits for SIGINT, SIGTERM, or SIGHUP unless it is ignored.
 pub(crate) async fn stop_signal() {
+    if hangup::is_ignored() {
+        return second_stop_signal().await;
+    }
+    tokio::select! {
+        () = one(SignalKind::hangup()) => {}
+        () = second_stop_signal() => {}
+    }
+}
+
+/// Waits for another SIGINT or SIGTERM, which does not wait for checkpoints. SIGHUP is none: when a terminal is closed,
+/// the kernel and the shell may each send one.
+pub(crate) async fn second_stop_signal() {
     one_of(SignalKind::interrupt(), SignalKind::terminate()).await;
 }
 
 /// Waits for the first of two signals.
 pub(crate) async fn one_of(first: SignalKind, second: SignalKind) {
-    let wait = async |kind| match signal(kind) {
+    tokio::select! {
+        () = one(first) => {}
+        () = one(second) => {}
+    }
+}
+
+async fn one(kind: SignalKind) {
+    match signal(kind) {
         Ok(mut signals) => {
             signals.recv().await;
         }
@@ -192,10 +212,6 @@ pub(crate) async fn one_of(first: SignalKind, second: SignalKind) {
             tracing::error!(%error, "cannot take signals");
             std::future::pending::<()>().await;
         }
-    };
-    tokio::select! {
-        () = wait(first) => {}
-        () = wait(second) => {}
     }
 }
 

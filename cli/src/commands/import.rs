@@ -47,8 +47,9 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let mut text = recipe.text_with_sets()?;
     text.push_str(&format!("\n# [model] of {}", args.folder.join("config.json").display()));
     let run = RunDir::create(&plan, named, &Zoned::now(), &text)?;
-    run.record_dataset(&dataset)?;
-    let path = commit(&run.checkpoints()?, &plan, &import)?;
+    let made =
+        run.record_dataset(&dataset).and_then(|()| commit(&run.checkpoints()?, &plan, &import));
+    let path = run.or_remove(made)?;
     if import.mtp_left_out {
         screen::note("the folder declares an MTP layer and holds none of it: left out");
     }

@@ -27,8 +27,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     let run = RunDir::open(&args.run)?;
     loop {
-        let nodes = status::read(run.path())
-            .map_err(|source| CliError::read(&status::status_path(run.path(), 0), source))?;
+        let nodes = status::read(run.path())?;
         match (args.json, args.follow) {
             (true, _) => screen::json(&nodes),
             (false, true) => screen::again(screen::ranks(&nodes, status::unix_ms())),

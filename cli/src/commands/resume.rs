@@ -11,7 +11,8 @@ use crate::backend::slurm::refuse_if_queued;
 use crate::backend::{Backend, JobName};
 use crate::error::CliError;
 use crate::launch::{Announced, LaunchArgs, Layout};
-use crate::prepare::{prepare, reopen};
+use crate::memory;
+use crate::prepare::{check_sample, prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
@@ -81,7 +82,13 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     refuse_other_optimizer(&run, &before, &plan)?;
     args.refuse(&changed)?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
+    if args.home() == Home::Local {
+        memory::check(&plan, layout, place.as_ref())?;
+    }
     let dataset = args.dataset(&run, &plan, &changed)?;
+    if args.recipe.is_some() {
+        check_sample(&plan, &dataset)?;
+    }
     if !changed.is_empty() {
         screen::note(format_args!(
             "continuing under a changed recipe{}",

@@ -1,7 +1,7 @@
 //! `lampyris scheduler`: the daemon that decides which job runs where.
 
 use super::Environment;
-use super::cluster::socket_path;
+use super::cluster::{check_socket, new_socket};
 use super::daemon::{log_to_stderr, make_dir, runtime, stop_signal};
 use crate::error::CliError;
 use lampyris_scheduler::core::Policy;
@@ -61,7 +61,9 @@ fn read(path: &Path) -> Result<String, CliError> {
 /// `unix:/PATH` or `IP:PORT`, with or without `http://`.
 fn address(text: &str) -> Result<Address, CliError> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Address::Unix(path.into()));
+        let path = PathBuf::from(path);
+        check_socket(&path)?;
+        return Ok(Address::Unix(path));
     }
     let bare = text.trim_start_matches("http://").trim_start_matches("https://");
     bare.parse().map(Address::Tcp).map_err(|_| CliError::Listen { address: text.into() })
@@ -76,7 +78,7 @@ impl Args {
             Some(text) => address(text)?,
             None => {
                 make_dir(&cluster)?;
-                Address::Unix(socket_path(&cluster))
+                Address::Unix(new_socket(&cluster)?)
             }
         };
         let tls = match (&self.tls_certificate, &self.tls_key) {

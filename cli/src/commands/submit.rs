@@ -69,7 +69,12 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let scheduler = args.cluster.connect(environment)?;
     scheduler.check_access()?;
     let prepared = Prepared::new(&args.recipe, &launch, named, environment)?;
-    let job = prepared.submit(&scheduler, &args.job, environment)?;
+    let submitted = prepared.submit(&scheduler, &args.job, environment);
+    let job = match submitted {
+        // Any other failure may come after the job was taken.
+        Err(refused @ CliError::Refused { .. }) => prepared.run.or_remove(Err(refused))?,
+        other => other?,
+    };
     if args.json {
         screen::json(&details(&job));
         return Ok(0);

@@ -5,7 +5,7 @@ use super::{Environment, RecipeArgs};
 use crate::backend::scheduler::{Scheduler, absolute, priority_of};
 use crate::error::CliError;
 use crate::launch::{LaunchArgs, Layout};
-use crate::prepare::{prepare, reopen};
+use crate::prepare::{check_evaluation, check_sample, prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
@@ -13,7 +13,7 @@ use jiff::Zoned;
 use lampyris_comm::Secret;
 use lampyris_data::Dataset;
 use lampyris_plan::memory::{RankMemory, checkpoint_bytes};
-use lampyris_plan::validate::check_trainable;
+use lampyris_plan::validate::{check_trainable, validate};
 use lampyris_plan::{Inventory, TrainPlan};
 use lampyris_proto::v1;
 use std::fs;
@@ -80,7 +80,7 @@ pub(crate) struct Prepared {
     pub(crate) run: RunDir,
     pub(crate) plan: TrainPlan,
     pub(crate) dataset: Dataset,
-    layout: Layout,
+    pub(crate) layout: Layout,
 }
 
 impl Prepared {
@@ -97,8 +97,10 @@ impl Prepared {
         let layout = launch.layout(&plan)?;
         rank_program::locate(environment.rank_program.clone())?;
         let dataset = prepare(&plan)?;
+        check_evaluation(&plan, &dataset)?;
+        check_sample(&plan, &dataset)?;
         let run = RunDir::create(&plan, named, &Zoned::now(), &recipe.text_with_sets()?)?;
-        run.record_dataset(&dataset)?;
+        run.or_remove(run.record_dataset(&dataset))?;
         screen::note(format_args!("run directory {}", run.path().display()));
         Ok(Prepared { run, plan, dataset, layout })
     }
@@ -107,6 +109,7 @@ impl Prepared {
     pub(crate) fn existing(path: &Path, launch: &LaunchArgs) -> Result<Prepared, CliError> {
         let run = RunDir::open(path)?;
         let plan = run.plan()?;
+        validate(&plan).map_err(CliError::Invalid)?;
         let layout = launch.layout(&plan)?;
         let record = run.dataset()?;
         let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();

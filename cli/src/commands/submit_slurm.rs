@@ -4,7 +4,7 @@
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
 use crate::launch::{LaunchArgs, Layout};
-use crate::prepare::prepare;
+use crate::prepare::{check_evaluation, check_sample, prepare};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
@@ -53,8 +53,10 @@ pub(crate) fn run(
     }
     rank_program::find(environment.rank_program.clone())?;
     let dataset = prepare(&plan)?;
+    check_evaluation(&plan, &dataset)?;
+    check_sample(&plan, &dataset)?;
     let run = RunDir::create(&plan, named, &now, &recipe.text_with_sets()?)?;
-    run.record_dataset(&dataset)?;
+    run.or_remove(run.record_dataset(&dataset))?;
     screen::note(format_args!("run directory {}", run.path().display()));
     let script = render(run.path(), &plan.name, layout, &args.slurm, environment)?;
     submit(&run, &script, layout.nodes)

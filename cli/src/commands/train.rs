@@ -4,13 +4,14 @@
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
 use crate::launch::{Announced, LaunchArgs, Layout, Place, await_word};
-use crate::prepare::{prepare, reopen};
+use crate::memory;
+use crate::prepare::{check_evaluation, check_sample, prepare, reopen};
 use crate::rank_program;
 use crate::run_dir::RunDir;
 use crate::screen;
 use crate::started_run::Start;
 use jiff::Zoned;
-use lampyris_plan::validate::check_trainable;
+use lampyris_plan::validate::{check_trainable, validate};
 use lampyris_proto::Attempt;
 use std::path::{Path, PathBuf};
 
@@ -58,14 +59,23 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let layout = args.launch.layout(&plan)?;
     let named = args.run_dir.named()?;
     let rank_program = rank_program::find(environment.rank_program.clone())?;
+    memory::check(&plan, layout, place.as_ref())?;
     let dataset = prepare(&plan)?;
+    check_evaluation(&plan, &dataset)?;
+    check_sample(&plan, &dataset)?;
     let run = RunDir::create(&plan, named, &Zoned::now(), &recipe.text_with_sets()?)?;
-    run.record_dataset(&dataset)?;
     screen::note(format_args!("run directory {}", run.path().display()));
-    let _lock = run.lock()?;
-    Announced::forget(&run)?;
     let (run, plan, dataset, trace) = (&run, &plan, &dataset, args.launch.trace);
-    Start { run, plan, dataset, rank_program, layout, place, trace }.claim()?.to_the_end()
+    let start = Start { run, plan, dataset, rank_program, layout, place, trace };
+    run.or_remove(start_first(start))
+}
+
+/// The first attempt of a new run, to its end.
+fn start_first(start: Start<'_>) -> Result<u8, CliError> {
+    start.run.record_dataset(start.dataset)?;
+    let _lock = start.run.lock()?;
+    Announced::forget(start.run)?;
+    start.claim()?.to_the_end()
 }
 
 /// Takes part in the run at `path`, which another host starts: plan and attempt are its, the text must be the same.
@@ -91,6 +101,8 @@ pub(crate) fn take_part(
 ) -> Result<u8, CliError> {
     let rank_program = rank_program::find(environment.rank_program.clone())?;
     let plan = run.plan()?;
+    validate(&plan).map_err(CliError::Invalid)?;
+    memory::check(&plan, layout, place.as_ref())?;
     let record = run.dataset()?;
     let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();
     let dataset = kept.map_or_else(|| prepare(&plan), Ok)?;

@@ -2,8 +2,8 @@
 //! and stops; the next `up` goes on with it.
 
 use super::Environment;
-use super::cluster::{ClusterArgs, socket_address, socket_path};
-use super::daemon::{self, log_to_stderr, make_dir, runtime, stop_signal};
+use super::cluster::{ClusterArgs, new_socket, socket_address};
+use super::daemon::{self, log_to_stderr, make_dir, runtime, second_stop_signal, stop_signal};
 use super::nodes::{drain_node, resume_node};
 use super::scheduler::PolicyArgs;
 use crate::backend::scheduler::Scheduler;
@@ -73,7 +73,7 @@ impl Cluster {
     ) -> Result<Cluster, CliError> {
         let state_dir = dir.join("scheduler");
         make_dir(&state_dir)?;
-        let listen = Address::Unix(socket_path(dir));
+        let listen = Address::Unix(new_socket(dir)?);
         let service = Options { policy, ..Options::new(state_dir, listen) }.build()?;
         let (stop_scheduler, stopped) = oneshot::channel();
         let scheduler = tokio::spawn(service.run(async {
@@ -149,7 +149,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
         let (address, names) = (cluster.address(), cluster.names.clone());
         tokio::select! {
             emptied = blocking(move || empty(&address, &names)) => emptied?,
-            () = stop_signal() => screen::note("jobs go on from their last checkpoints"),
+            () = second_stop_signal() => screen::note("jobs go on from their last checkpoints"),
         }
         let (address, names) = (cluster.address(), cluster.names.clone());
         let cluster = cluster.stop_workers().await?;

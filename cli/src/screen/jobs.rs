@@ -112,7 +112,7 @@ fn ranks(ranks: &[RankRow], width: usize) -> String {
 
 fn doing(rank: &RankRow) -> String {
     match rank.operation.as_str() {
-        "" => format!("step {}", rank.step + 1),
+        "" => format!("step {}", rank.step.saturating_add(1)),
         operation => operation.into(),
     }
 }

@@ -2,11 +2,8 @@
 
 use super::training::duration_text;
 use lampyris_plan::visible;
-use lampyris_worker::shim::status::{ALIVE_PERIOD, RankStatus, State, Status};
+use lampyris_worker::shim::status::{RankStatus, State, Status};
 use std::fmt::Write;
-
-/// A node whose file is older than this has lost its shim, its disk or its network: three writes are missing.
-const SILENT_MS: u64 = 3 * ALIVE_PERIOD.as_millis() as u64;
 
 /// `nodes` as read at `now_ms` (since 1970); empty for a run that never started.
 pub(crate) fn ranks(nodes: &[Status], now_ms: u64) -> String {
@@ -31,8 +28,9 @@ fn write_ranks(out: &mut String, nodes: &[Status], now_ms: u64) -> std::fmt::Res
         }
     }
     let told: usize = nodes.iter().map(|node| node.ranks.len()).sum();
-    if told as u64 != first.world {
-        writeln!(out, "{} ranks have not been heard of", first.world - told as u64)?;
+    let unheard = first.world.saturating_sub(told as u64);
+    if unheard > 0 {
+        writeln!(out, "{unheard} ranks have not been heard of")?;
     }
     for node in nodes {
         write_end(out, node, now_ms)?;
@@ -48,7 +46,7 @@ fn line(node: &Status, rank: &RankStatus, behind: bool, now_ms: u64) -> String {
         total => format!("{}/{total}", rank.step),
     };
     let doing = match rank.operation.as_str() {
-        "" => format!("step {}", rank.step + 1),
+        "" => format!("step {}", rank.step.saturating_add(1)),
         operation => operation.to_string(),
     };
     let behind = if behind { "  (behind)" } else { "" };
@@ -63,7 +61,7 @@ fn write_end(out: &mut String, node: &Status, now_ms: u64) -> std::fmt::Result {
     let silent_ms = now_ms.saturating_sub(node.written_ms);
     let (number, host) = (node.node, visible::line(&node.host));
     match node.state {
-        State::Running | State::Suspending if silent_ms > SILENT_MS => {
+        State::Silent => {
             let time = duration_text(silent_ms as f64 / 1e3);
             writeln!(out, "node {number} ({host}) has not written for {time}: its shim may be gone")
         }
@@ -73,6 +71,9 @@ fn write_end(out: &mut String, node: &Status, now_ms: u64) -> std::fmt::Result {
         }
         State::Finished => writeln!(out, "node {number} ({host}) finished"),
         State::Suspended => writeln!(out, "node {number} ({host}) checkpointed and stopped"),
+        State::Lost => {
+            writeln!(out, "node {number} ({host}) is lost: {}", visible::line(&node.reason))
+        }
         State::Failed => {
             writeln!(out, "node {number} ({host}) failed: {}", visible::line(&node.reason))
         }
@@ -100,6 +101,7 @@ mod tests {
             node,
             host: format!("n{node}"),
             pid: 9,
+            process: None,
             state,
             exit_code: (state == State::Failed).then_some(1),
             reason: "rank 2 was killed by SIGKILL".into(),
@@ -120,7 +122,7 @@ rank  node  host          step           for      doing
 3     1     n1            11/20          9s       evaluating 3/8
 node 1 (n1) failed: rank 2 was killed by SIGKILL";
         assert_eq!(ranks(&nodes, 62_000), expected);
-        let text = ranks(&[node(0, State::Running, [12, 11])], 92_000);
+        let text = ranks(&[node(0, State::Silent, [12, 11])], 92_000);
         let expected = "\
 attempt 3, 4 ranks on 2 nodes
 rank  node  host          step           for      doing

@@ -7,11 +7,12 @@ use super::outcome::{Event, Outcome, SuspendReason};
 use super::rank_process::{Among, Launch, RankProcess};
 use super::status::StatusFile;
 use super::supervisor::{Action, Input, Setup, Supervisor};
+use crate::hangup;
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::{Attempt, Rank};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::time::{ClockId, clock_gettime};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::flag::register_conditional_default;
 use signal_hook::iterator::backend::{Handle as SignalHandle, SignalDelivery};
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -101,7 +102,7 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// How long ranks may take to reach a step boundary before a report names those that have not; repeated.
     pub report_after: Duration,
-    /// Take SIGTERM, SIGUSR2 and SIGINT of this process. A host that runs several shims keeps them and uses handles.
+    /// Take SIGTERM, SIGUSR2, SIGINT and (unless it is ignored) SIGHUP of this process. A host that runs several shims keeps them and uses handles.
     pub handle_signals: bool,
 }
 
@@ -228,12 +229,15 @@ impl Options {
 }
 
 fn take_signals() -> Result<(Signals, SignalGuard), ShimError> {
-    const TAKEN: [i32; 3] = [SIGTERM, SIGUSR2, SIGINT];
+    let mut taken = vec![SIGTERM, SIGUSR2, SIGINT];
+    if !hangup::is_ignored() {
+        taken.push(SIGHUP);
+    }
     let take = || {
         let ended = Arc::new(AtomicBool::new(false));
         register_conditional_default(SIGINT, Arc::clone(&ended))?;
         let (read, write) = UnixStream::pair()?;
-        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, TAKEN)?;
+        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, taken)?;
         let guard = SignalGuard { handle: signals.handle(), ended };
         Ok((signals, guard))
     };
@@ -430,7 +434,7 @@ mod tests {
     #[test]
     fn a_request_to_checkpoint_that_comes_late_changes_no_exit_code() {
         drop(take_signals().unwrap());
-        for signal in [Signal::TERM, Signal::USR2] {
+        for signal in [Signal::TERM, Signal::USR2, Signal::HUP] {
             kill_process(getpid(), signal).unwrap();
         }
     }

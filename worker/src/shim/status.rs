@@ -3,9 +3,15 @@
 //! every five seconds while the shim lives, so that a reader can tell a quiet node from a lost one.
 //!
 //! It is for people and for whoever looks later; no decision of a shim reads it. Times are wall-clock: display only.
+//!
+//! The file of a shim that was killed says "running" for ever. So [`read`] does not believe it: where the shim's process
+//! can be looked up it must live, elsewhere its file must be fresh.
 
 use super::outcome::{Event, Outcome};
 use super::service::Options;
+use crate::launch::Process;
+use crate::processes::boot_id;
+use crate::regular_file;
 use lampyris_proto::rank::from_rank::Body;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -17,7 +23,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const WRITE_PERIOD: Duration = Duration::from_millis(500);
 
 /// Longest time between two writes while the shim lives.
-pub const ALIVE_PERIOD: Duration = Duration::from_secs(5);
+const ALIVE_PERIOD: Duration = Duration::from_secs(5);
+
+/// A shim on another machine whose file is older than this is not known to live: three writes are missing.
+const SILENT_MS: u64 = 3 * ALIVE_PERIOD.as_millis() as u64;
+
+/// Largest file that is read: 250 bytes for each of 4,096 ranks are 1 MiB.
+const FILE_LIMIT: u64 = 16 << 20;
+
+/// Most ranks of a job that a file may speak of; plans have no more either.
+const MAX_RANKS: u64 = 1 << 24;
 
 /// What the ranks of one node are at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +49,9 @@ pub struct Status {
     pub host: String,
     /// Process id of the shim.
     pub pid: u32,
+    /// Where that id has a meaning; none in files of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Place>,
     /// How far the attempt is on this node.
     pub state: State,
     /// Exit code of the attempt on this node, once it has ended.
@@ -44,6 +62,27 @@ pub struct Status {
     pub written_ms: u64,
     /// The ranks of this node.
     pub ranks: Vec<RankStatus>,
+}
+
+/// Where a process id names one process for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The kernel's name for this boot of the machine.
+    pub boot_id: String,
+    /// The kernel's name for the namespace of process ids: containers of one machine have their own.
+    pub namespace: String,
+    /// When the process started, in clock ticks since the boot: ids are used again.
+    pub started: u64,
+}
+
+/// Why the status of a run cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", .path.display())]
+pub struct ReadError {
+    /// The file.
+    pub path: PathBuf,
+    /// Cause.
+    pub source: io::Error,
 }
 
 /// How far an attempt is on a node.
@@ -60,6 +99,10 @@ pub enum State {
     Suspended,
     /// Anything else.
     Failed,
+    /// Its process is gone without a word about the end. Only [`read`] says so, no file.
+    Lost,
+    /// Nothing is heard from its machine. Only [`read`] says so, no file.
+    Silent,
 }
 
 /// What one rank is at.
@@ -84,7 +127,67 @@ pub struct RankStatus {
 impl Status {
     /// Whether the attempt has ended on this node.
     pub fn ended(&self) -> bool {
-        self.exit_code.is_some()
+        self.exit_code.is_some() || self.state == State::Lost
+    }
+
+    /// Replaces what a dead shim has left standing there by what is true. `here` is the place of the reader; `alive` says
+    /// whether a process of it lives.
+    fn judge(&mut self, here: &Place, now_ms: u64, alive: impl Fn(Process) -> bool) {
+        if self.ended() {
+            return;
+        }
+        let pid = self.pid;
+        match &self.process {
+            Some(place) if place.is_same_as(here) => {
+                if !alive(Process { pid, started: place.started }) {
+                    self.state = State::Lost;
+                    self.reason = format!("its process {pid} is gone: it was killed or crashed");
+                }
+            }
+            // Clocks of machines differ by less.
+            _ if self.written_ms.abs_diff(now_ms) <= SILENT_MS => {}
+            Some(place) if place.boot_id != here.boot_id && self.host == host_name() => {
+                self.state = State::Lost;
+                self.reason = "the machine was started again while it ran".into();
+            }
+            _ => {
+                self.state = State::Silent;
+                self.reason = format!("nothing heard from its shim on {}", self.host);
+            }
+        }
+    }
+
+    /// Refuses numbers that no shim writes.
+    fn check(&self) -> Result<(), String> {
+        let ranks = self.ranks.len() as u64;
+        let possible = self.world <= MAX_RANKS
+            && (1..=self.world).contains(&self.nodes)
+            && self.node < self.nodes
+            && ranks <= self.world;
+        if possible {
+            return Ok(());
+        }
+        let Status { world, nodes, node, .. } = self;
+        Err(format!("{ranks} ranks on node {node} of {nodes} nodes and {world} ranks: impossible"))
+    }
+}
+
+impl Place {
+    /// Of this process.
+    fn of_this_process() -> Place {
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let own = Process::of(std::process::id());
+        Place {
+            boot_id: boot_id(),
+            namespace: namespace.to_string_lossy().into_owned(),
+            started: own.map_or(0, |own| own.started),
+        }
+    }
+
+    /// Whether process ids of both mean the same. Without the kernel's names nothing is known.
+    fn is_same_as(&self, other: &Place) -> bool {
+        let named = !self.boot_id.is_empty() && !self.namespace.is_empty() && self.started > 0;
+        named && self.boot_id == other.boot_id && self.namespace == other.namespace
     }
 }
 
@@ -96,14 +199,24 @@ pub fn status_path(run_dir: &Path, node: u64) -> PathBuf {
     }
 }
 
-/// What all nodes of the newest attempt have written, by node; empty if the run never started.
+/// How the nodes of the newest attempt stand, by node; empty if the run never started. Of a node whose shim is gone the
+/// state is [`State::Lost`] or [`State::Silent`], whatever its file says.
 ///
 /// # Errors
-/// When a file cannot be read or is not of this format.
-pub fn read(run_dir: &Path) -> io::Result<Vec<Status>> {
+/// A file cannot be read or is not of this format.
+pub fn read(run_dir: &Path) -> Result<Vec<Status>, ReadError> {
+    let mut all = read_files(run_dir)?;
+    let (here, now_ms) = (Place::of_this_process(), unix_ms());
+    for status in &mut all {
+        status.judge(&here, now_ms, Process::is_alive);
+    }
+    Ok(all)
+}
+
+fn read_files(run_dir: &Path) -> Result<Vec<Status>, ReadError> {
     let Some(first) = read_node(run_dir, 0)? else { return Ok(Vec::new()) };
     let mut all = Vec::new();
-    for node in 1..first.nodes {
+    for node in nodes_with_files(run_dir)?.into_iter().filter(|node| *node < first.nodes) {
         // A node of this attempt that has not written yet has no file, or one of an attempt before.
         let status = read_node(run_dir, node)?;
         all.extend(status.filter(|status| status.attempt == first.attempt));
@@ -112,11 +225,32 @@ pub fn read(run_dir: &Path) -> io::Result<Vec<Status>> {
     Ok(all)
 }
 
-fn read_node(run_dir: &Path, node: u64) -> io::Result<Option<Status>> {
-    match fs::read(status_path(run_dir, node)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
+/// Nodes but the first that have a file, in order.
+fn nodes_with_files(run_dir: &Path) -> Result<Vec<u64>, ReadError> {
+    let failed = |source| ReadError { path: run_dir.to_path_buf(), source };
+    let mut nodes = Vec::new();
+    for entry in fs::read_dir(run_dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("status.node-"));
+        let number = number.and_then(|rest| rest.strip_suffix(".json"));
+        nodes.extend(number.and_then(|number| number.parse::<u64>().ok()).filter(|node| *node > 0));
+    }
+    nodes.sort_unstable();
+    Ok(nodes)
+}
+
+fn read_node(run_dir: &Path, node: u64) -> Result<Option<Status>, ReadError> {
+    let path = status_path(run_dir, node);
+    let parse = |bytes: Vec<u8>| -> io::Result<Status> {
+        let status: Status = serde_json::from_slice(&bytes)?;
+        let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        status.check().map_err(wrong)?;
+        Ok(status)
+    };
+    match regular_file::read(&path, FILE_LIMIT).and_then(parse) {
+        Ok(status) => Ok(Some(status)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(source) => Err(ReadError { path, source }),
     }
 }
 
@@ -147,6 +281,7 @@ impl StatusFile {
             node: options.node,
             host: host_name(),
             pid: std::process::id(),
+            process: Some(Place::of_this_process()),
             state: State::Running,
             exit_code: None,
             reason: String::new(),
@@ -248,39 +383,4 @@ pub fn unix_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn status(node: u64, attempt: u64) -> Status {
-        Status {
-            attempt,
-            world: 4,
-            nodes: 2,
-            node,
-            host: format!("n{node}"),
-            pid: 7,
-            state: State::Running,
-            exit_code: None,
-            reason: String::new(),
-            written_ms: 5,
-            ranks: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn nodes_of_the_same_attempt_are_read_together() {
-        let run = tempfile::tempdir().unwrap();
-        assert_eq!(read(run.path()).unwrap(), []);
-        let write = |status: &Status| {
-            let text = serde_json::to_string(status).unwrap();
-            fs::write(status_path(run.path(), status.node), text).unwrap();
-        };
-        write(&status(0, 2));
-        write(&status(1, 1));
-        assert_eq!(read(run.path()).unwrap(), [status(0, 2)]);
-        write(&status(1, 2));
-        assert_eq!(read(run.path()).unwrap(), [status(0, 2), status(1, 2)]);
-        fs::write(status_path(run.path(), 0), "{").unwrap();
-        assert!(read(run.path()).is_err());
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use super::outcome::{Event, Exit, Failure, FailureCause, Outcome, SuspendReason}
 use lampyris_proto::rank::{Deadline, Failed, Ready, Suspend, ToRank};
 use lampyris_proto::rank::{failed::Cause, from_rank::Body, to_rank};
 use lampyris_proto::{Attempt, Rank, Step};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ impl RankState {
     /// Whether it was ended by a request to checkpoint before it could hear the shim: Slurm sends its signals to every
     /// process of a node, and a rank catches them from its first moments on. Nothing is lost.
     fn never_began(&self) -> bool {
-        !self.ready && matches!(self.exit, Some(Exit::Signal(SIGTERM | SIGUSR2)))
+        !self.ready && matches!(self.exit, Some(Exit::Signal(SIGTERM | SIGUSR2 | SIGHUP)))
     }
 }
 

@@ -299,7 +299,7 @@ fn a_rank_may_close_its_socket_only_to_exit() {
 
 #[test]
 fn a_rank_that_a_request_ends_before_it_is_ready_was_never_started() {
-    for signal in [SIGTERM, SIGUSR2] {
+    for signal in [SIGTERM, SIGUSR2, SIGHUP] {
         let mut shim = Supervisor::new(Setup {
             build_id: "b".into(),
             attempt: Attempt(2),

@@ -110,6 +110,7 @@ fn what_status_files_and_checkpoints_name_holds_only_text() {
             node: 0,
             host: word.into(),
             pid: 1,
+            process: None,
             state: State::Failed,
             exit_code: Some(1),
             reason: word.into(),

@@ -2,12 +2,13 @@
 //!
 //! [`rank`] holds what a rank process and its shim say to each other, [`frame`] puts it on a socket, [`v1`] holds what cli,
 //! scheduler and workers say over gRPC. [`Rank`], [`Attempt`], [`Step`] and [`JobId`] are the numbers that must never be
-//! mixed up, and [`build_id`] tells whether two programs speak the same words. No sockets are opened here and nothing is
-//! decided.
+//! mixed up, [`words`] has the rules for names and tokens, and [`build_id`] tells whether two programs speak the same words.
+//! No sockets are opened here and nothing is decided.
 
 mod build_id;
 pub mod frame;
 mod ids;
+pub mod words;
 
 pub use build_id::build_id;
 pub use ids::{Attempt, JobId, Rank, Step};

@@ -101,6 +101,8 @@ pub(crate) enum CliError {
     JobFailed { job: u64, what: String },
     #[error("{0}")]
     Scheduler(#[from] lampyris_scheduler::Error),
+    #[error("{0}")]
+    Secret(#[from] lampyris_worker::private::SecretError),
     #[error("{} is no policy: {what}", .path.display())]
     Policy { path: PathBuf, what: String },
     #[error("{address:?} is neither unix:/PATH nor IP:PORT")]

@@ -43,7 +43,7 @@ pub use action::{Action, Answer, Record, Subject};
 pub use event::{Command, Event, Progress, Registration, ReportedAttempt, ReportedState};
 pub use failure::{Failure, FailureClass, Outcome};
 pub use job::{Job, JobSpec, JobState, Member, MemberState, Priority, StopReason, Wanted};
-pub use node::{Capacity, Node, NodeId, NodeName, NodeState, Place};
+pub use node::{Capacity, Instance, Node, NodeId, NodeName, NodeState, Place};
 #[cfg(test)]
 pub(crate) use planted::Bug;
 pub use policy::Policy;
@@ -178,6 +178,13 @@ impl Scheduler {
     /// All nodes, in order of first registration.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// Nodes with names above `after`, in order of name.
+    pub fn nodes_by_name(&self, after: &str) -> impl Iterator<Item = &Node> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = NodeName(after.to_owned());
+        self.names.range((Excluded(after), Unbounded)).map(|(_, id)| self.at(*id))
     }
 
     /// All quotas.

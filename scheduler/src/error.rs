@@ -30,6 +30,18 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Rows that do not fit each other.
+    #[error(
+        "database {path}, table {table}: {what}; restore the file from a copy, or start with a new state directory"
+    )]
+    Rows {
+        /// Database file.
+        path: PathBuf,
+        /// Table.
+        table: &'static str,
+        /// What is wrong.
+        what: String,
+    },
     /// Written by a newer release.
     #[error(
         "database {path} has layout {found}, this release reads up to {known}: use the newer release"
@@ -61,6 +73,34 @@ pub enum Error {
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
+    },
+    /// Settings with which nothing works.
+    #[error("policy: {what}")]
+    Policy {
+        /// Which, and what it may be.
+        what: String,
+    },
+    /// A token that anybody could guess or nobody could send.
+    #[error("the token is refused: {what}")]
+    Token {
+        /// Why.
+        what: &'static str,
+    },
+    /// A certificate or a key that cannot be used.
+    #[error("{path}: {what}")]
+    Tls {
+        /// File, or files.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Something lies where the socket should be.
+    #[error("cannot listen on unix:{path}: {what}")]
+    Occupied {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What lies there, and what to do.
+        what: String,
     },
     /// An address cannot be bound.
     #[error("cannot listen on {address}: {source}")]

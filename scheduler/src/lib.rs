@@ -5,6 +5,7 @@
 
 pub mod core;
 mod error;
+mod limits;
 pub mod service;
 pub mod store;
 

@@ -2,16 +2,29 @@
 //!
 //! One thread decides (`engine.rs`): it takes what has happened from a bounded queue, steps the core, commits all steps
 //! of a batch in one transaction, and only then answers and speaks to workers. Everything else is gRPC: `api.rs` for
-//! people, `workers.rs` for nodes, `convert.rs` between messages and the core's types.
+//! people, `workers.rs` for nodes, `check.rs` and `convert.rs` between messages and the core's types. `accept.rs` and
+//! `door.rs` say who may be connected; [`crate::limits`] has every bound.
 
+// What others send must not panic here.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
+mod accept;
+mod accounts;
 mod api;
 mod auth;
+mod check;
 mod clock;
 mod convert;
+mod door;
 mod effects;
 mod engine;
+mod filter;
 mod link;
+mod listen;
 mod logs;
+mod pages;
+mod queues;
+mod refusals;
 mod refuse;
 #[cfg(test)]
 mod tests;
@@ -21,33 +34,25 @@ mod workers;
 
 use crate::core::Policy;
 use crate::error::Error;
+use crate::limits;
 use crate::store::Store;
+use accept::Listen;
 use auth::Bearer;
+use door::{Door, Places};
 use engine::Engine;
 use lampyris_proto::v1;
 use lampyris_proto::v1::scheduler_service_server::SchedulerServiceServer;
 use lampyris_proto::v1::worker_service_server::WorkerServiceServer;
+use lampyris_proto::words::token_problem;
 use link::EngineLink;
+use listen::Listener;
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use std::sync::Arc;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
-
-/// Largest message that is accepted; a registration of a node with 1,000 attempts has 100 KiB.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Calls without a deadline of their own end after this.
-const CALL_DEADLINE: Duration = Duration::from_secs(30);
-/// A dead connection is noticed after this and as much again.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Streams of one connection.
-const MAX_STREAMS_PER_CONNECTION: u32 = 256;
-/// What open streams may take to end when the daemon stops.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Where the scheduler listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +79,27 @@ pub struct Tls {
     pub certificate: String,
     /// Its key.
     pub key: String,
+    /// Where both came from, for messages.
+    pub files: String,
+}
+
+impl Tls {
+    fn config(&self) -> Result<ServerTlsConfig, Error> {
+        let identity = Identity::from_pem(&self.certificate, &self.key);
+        let config = ServerTlsConfig::new().identity(identity).timeout(limits::FIRST_REQUEST);
+        let refused = |what: String| Error::Tls { path: self.files.clone(), what };
+        for (what, text, word) in
+            [("certificate", &self.certificate, "CERTIFICATE"), ("key", &self.key, "PRIVATE KEY")]
+        {
+            if !text.contains("-----BEGIN ") || !text.contains(&format!("{word}-----")) {
+                return Err(refused(format!("the {what} is not PEM: there is no `{word}` in it")));
+            }
+        }
+        match Server::builder().tls_config(config.clone()) {
+            Ok(_) => Ok(config),
+            Err(error) => Err(refused(listen::innermost(&error).to_string())),
+        }
+    }
 }
 
 /// Where a test wants the daemon to die, as by `kill -9`.
@@ -118,16 +144,26 @@ impl Options {
         }
     }
 
-    /// Opens the database and binds the address.
+    /// Opens the database and binds the address. Raises this process's limit of open files as far as it may.
     pub fn build(self) -> Result<Service, Error> {
+        let places = Places::for_files(listen::raise_file_limit());
+        self.build_with(places)
+    }
+
+    pub(crate) fn build_with(self, places: Places) -> Result<Service, Error> {
+        self.policy.check().map_err(|what| Error::Policy { what })?;
         self.check_protection()?;
+        let tls = self.tls.as_ref().map(Tls::config).transpose()?;
         let store = Store::open(&self.state_dir)?;
-        let (listener, address) = bind(&self.listen)?;
+        let (listener, address) = listen::bind(&self.listen)?;
         let engine = Engine::new(self.policy.clone(), store, self.fail_point.clone())?;
-        Ok(Service { options: self, listener, address, engine })
+        Ok(Service { options: self, listener, address, engine, tls, door: Door::new(places) })
     }
 
     fn check_protection(&self) -> Result<(), Error> {
+        if let Some(what) = self.token.as_deref().and_then(token_problem) {
+            return Err(Error::Token { what });
+        }
         let Address::Tcp(address) = &self.listen else { return Ok(()) };
         if address.ip().is_loopback() || (self.tls.is_some() && self.token.is_some()) {
             return Ok(());
@@ -140,42 +176,14 @@ impl Options {
     }
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-fn bind(address: &Address) -> Result<(Listener, Address), Error> {
-    let failed = |source| Error::Bind { address: address.to_string(), source };
-    match address {
-        Address::Tcp(wished) => {
-            let listener = TcpListener::bind(wished).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
-            let bound = Address::Tcp(listener.local_addr().map_err(failed)?);
-            Ok((Listener::Tcp(listener), bound))
-        }
-        Address::Unix(path) => {
-            // The lock on the state directory is ours: a socket that lies there is of a dead one.
-            if let Err(error) = std::fs::remove_file(path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(failed(error));
-            }
-            let listener = UnixListener::bind(path).map_err(failed)?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-            std::fs::set_permissions(path, mode).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
-            Ok((Listener::Unix(listener), address.clone()))
-        }
-    }
-}
-
 /// A scheduler that is ready to run.
 pub struct Service {
     options: Options,
     listener: Listener,
     address: Address,
     engine: Engine,
+    tls: Option<ServerTlsConfig>,
+    door: Door,
 }
 
 /// What others need of a running scheduler.
@@ -199,9 +207,10 @@ impl Service {
 
     /// Serves until `shutdown` resolves. Jobs go on: workers keep them, and a scheduler that starts again finds them.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-        let Service { options, listener, address, engine } = self;
+        let Service { options, listener, address, engine, tls, door } = self;
         let (link, mut ended) = engine.spawn();
-        let router = router(&options, &link).await?;
+        let router = router(&options, tls, &link).await?;
+        tokio::spawn(refusals::report(Arc::downgrade(door.refusals())));
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let address = address.to_string().replacen("http", scheme, 1);
         tracing::info!(address, state_dir = %options.state_dir.display(), "scheduler listens");
@@ -209,7 +218,7 @@ impl Service {
         let until = async {
             stopped.await.ok();
         };
-        let server = serve(router, listener, until);
+        let server = serve(router, (listener, door), until);
         tokio::pin!(server);
         let result = tokio::select! {
             result = &mut server => return result,
@@ -220,7 +229,7 @@ impl Service {
         drop(stop);
         // Streams end with the engine; a client that does not read is not waited for.
         ended.await.ok();
-        let served = tokio::time::timeout(SHUTDOWN_GRACE, &mut server).await;
+        let served = tokio::time::timeout(limits::SHUTDOWN_GRACE, &mut server).await;
         if let Ok(Err(error)) = served {
             tracing::warn!(%error, "while stopping");
         }
@@ -228,22 +237,24 @@ impl Service {
     }
 }
 
-async fn router(options: &Options, link: &EngineLink) -> Result<Router, Error> {
+async fn router(
+    options: &Options,
+    tls: Option<ServerTlsConfig>,
+    link: &EngineLink,
+) -> Result<Router, Error> {
     let mut server = Server::builder()
-        .timeout(CALL_DEADLINE)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
-        .tcp_nodelay(true);
-    if let Some(tls) = &options.tls {
-        let identity = Identity::from_pem(&tls.certificate, &tls.key);
-        server = server.tls_config(ServerTlsConfig::new().identity(identity))?;
+        .timeout(limits::CALL_DEADLINE)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE))
+        .max_concurrent_streams(Some(limits::CALLS_PER_CONNECTION));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
     }
     let bearer = Bearer::new(options.token.as_deref());
     let api = SchedulerServiceServer::new(api::Api::new(link.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        .max_decoding_message_size(limits::MESSAGE_BYTES);
     let workers = WorkerServiceServer::new(workers::Workers::new(link.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        .max_decoding_message_size(limits::MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
     tokio::spawn(watch::report_health(health, link.serving()));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -254,25 +265,34 @@ async fn router(options: &Options, link: &EngineLink) -> Result<Router, Error> {
     Ok(server
         .add_service(InterceptedService::new(api, bearer.clone()))
         .add_service(InterceptedService::new(workers, bearer.clone()))
-        .add_service(InterceptedService::new(reflection, bearer))
-        .add_service(health_service))
+        .add_service(InterceptedService::new(reflection, bearer.clone()))
+        .add_service(InterceptedService::new(health_service, bearer.letting_strangers_in())))
 }
 
 async fn serve(
     router: Router,
-    listener: Listener,
+    (listener, door): (Listener, Door),
     until: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let failed = |source| Error::Bind { address: "the bound address".to_owned(), source };
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-            router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), until).await?;
+            serve_on(router, listener, door, until).await
         }
         Listener::Unix(listener) => {
             let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
-            router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until).await?;
+            serve_on(router, listener, door, until).await
         }
     }
-    Ok(())
+}
+
+async fn serve_on<L: Listen>(
+    router: Router,
+    listener: L,
+    door: Door,
+    until: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let connections = accept::connections(listener, door);
+    Ok(router.serve_with_incoming_shutdown(connections, until).await?)
 }

@@ -17,7 +17,9 @@ use lampyris_proto::JobId;
 use lampyris_proto::v1::RunSpec;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Layout of the tables that this release writes (`PRAGMA user_version`).
@@ -85,9 +87,11 @@ impl Store {
     /// Opens (or makes) `scheduler.db` in a directory.
     pub fn open(directory: &Path) -> Result<Store, Error> {
         let io = |source| Error::Io { path: directory.to_owned(), source };
-        std::fs::create_dir_all(directory).map_err(io)?;
+        make_private_folder(directory).map_err(io)?;
         let lock = lock(directory)?;
         let path = directory.join("scheduler.db");
+        // SQLite gives its other files the mode of this one.
+        make_private_file(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let connection = Connection::open(&path).map_err(|e| database(&path, e))?;
         let mut store = Store { path, connection, last_event: 0, _lock: lock };
         store.prepare().map_err(|e| store.failed(e))?;
@@ -218,9 +222,27 @@ fn prune_events(transaction: &Transaction<'_>, last: u64) -> rusqlite::Result<()
     Ok(())
 }
 
+/// Makes a folder that only its owner can enter; one that is there stays as it is.
+fn make_private_folder(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+/// Opens a file for its owner alone, whatever the umask and whoever could read it before.
+fn make_private_file(path: &Path) -> std::io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
 fn lock(directory: &Path) -> Result<File, Error> {
     let io = |source| Error::Io { path: directory.to_owned(), source };
-    let file = File::create(directory.join("scheduler.lock")).map_err(io)?;
+    let file = make_private_file(&directory.join("scheduler.lock")).map_err(io)?;
     let kind = rustix::fs::fstatfs(&file).map_err(|e| io(e.into()))?.f_type;
     if kind == NFS_MAGIC {
         return Err(Error::NetworkFileSystem { path: directory.to_owned() });

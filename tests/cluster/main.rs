@@ -2,6 +2,7 @@
 //! out of disk. Ranks are `lampyris-steady-rank`, save in `ranks.rs`, where weights are compared.
 #![cfg(test)]
 
+mod access;
 mod desk;
 mod faults;
 mod history;

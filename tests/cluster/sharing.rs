@@ -6,7 +6,9 @@ use lampyris_tests::repository;
 use lampyris_tests::steady::read;
 use rustix::process::Signal;
 use std::cell::RefCell;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 #[test]
@@ -130,11 +132,16 @@ fn a_cluster_over_tls_lets_in_who_has_the_token() {
     let mut desk = Desk::new("5 10");
     let testdata =
         |name: &str| repository(&format!("scheduler/testdata/{name}")).display().to_string();
-    std::fs::write(desk.path("token"), "0123456789abcdef\n").unwrap();
+    let private = |name: &str, text: &[u8]| {
+        std::fs::write(desk.path(name), text).unwrap();
+        std::fs::set_permissions(desk.path(name), Permissions::from_mode(0o600)).unwrap();
+    };
+    private("token", b"0123456789abcdef\n");
+    private("server.key", &std::fs::read(testdata("server.key")).unwrap());
     let mut command = desk.command(&["scheduler", "--listen", "127.0.0.1:0"]);
     command.args(["--policy", "policy.toml", "--token-file", "token"]);
     command.args(["--tls-certificate", &testdata("server.pem")]);
-    command.args(["--tls-key", &testdata("server.key")]);
+    command.args(["--tls-key", "server.key"]);
     desk.scheduler = Some(desk.spawn("scheduler", command));
     let port = || {
         let log = std::fs::read_to_string(desk.path("scheduler.log")).ok()?;

@@ -1,7 +1,9 @@
 //! How a worker or a person reaches a scheduler: its address, and what proves who asks.
 
+use crate::private::{self, SecretError};
 use lampyris_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use lampyris_proto::v1::worker_service_client::WorkerServiceClient;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -29,6 +31,8 @@ pub struct Target {
     pub ca_file: Option<PathBuf>,
     /// File with the bearer token.
     pub token_file: Option<PathBuf>,
+    /// Send the token over plain http to another machine.
+    pub insecure: bool,
 }
 
 /// Why a scheduler cannot be reached.
@@ -48,11 +52,33 @@ pub enum ClientError {
         /// Cause.
         source: std::io::Error,
     },
-    /// A token with bytes that cannot be sent.
-    #[error("{} holds no token", .path.display())]
-    Token {
+    /// The token's file.
+    #[error("{0}")]
+    Token(#[from] SecretError),
+    /// A certificate that is none.
+    #[error("{}: {what}", .path.display())]
+    Certificate {
         /// File.
         path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Nobody vouches for the scheduler.
+    #[error(
+        "{address} needs --ca FILE or LAMPYRIS_CA: the certificate of the authority that signed the scheduler's"
+    )]
+    NeedsAuthority {
+        /// Where.
+        address: String,
+    },
+    /// Whoever listens on the way would have the token.
+    #[error(
+        "the token is not sent to {address}: anybody on the way could read it and run programs; use https://, \
+         or say --insecure if the network is yours alone"
+    )]
+    PlainToken {
+        /// Where.
+        address: String,
     },
     /// Nobody answers there.
     #[error("no scheduler answers at {address}: {}", innermost(source))]
@@ -62,6 +88,12 @@ pub enum ClientError {
         /// Cause.
         source: tonic::transport::Error,
     },
+}
+
+/// Whether a host is this machine whatever a name server says.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// The cause of a failure behind all that only passed it on: a refused connection, an unknown authority.
@@ -119,30 +151,86 @@ impl Target {
             .http2_keep_alive_interval(KEEPALIVE_PERIOD)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        let endpoint = match &self.ca_file {
-            None => endpoint,
-            Some(path) => {
-                let pem = std::fs::read(path)
-                    .map_err(|source| ClientError::Read { path: path.clone(), source })?;
-                let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-                endpoint
-                    .tls_config(tls)
-                    .map_err(|source| ClientError::Connect { address: address.clone(), source })?
-            }
-        };
-        let bearer = self.bearer()?;
+        let endpoint = self.with_authority(endpoint)?;
+        let bearer = self.bearer(&endpoint)?;
         let channel = endpoint.connect().await;
         let channel = channel.map_err(|source| ClientError::Connect { address, source })?;
         Ok((channel, bearer))
     }
 
-    fn bearer(&self) -> Result<Bearer, ClientError> {
-        let Some(path) = &self.token_file else { return Ok(Bearer(None)) };
-        let token = std::fs::read_to_string(path)
+    /// By TLS, if the address asks for it.
+    fn with_authority(&self, endpoint: Endpoint) -> Result<Endpoint, ClientError> {
+        let Some(path) = &self.ca_file else {
+            let address = self.address.clone();
+            return match address.starts_with("https://") {
+                true => Err(ClientError::NeedsAuthority { address }),
+                false => Ok(endpoint),
+            };
+        };
+        let pem = std::fs::read(path)
             .map_err(|source| ClientError::Read { path: path.clone(), source })?;
-        let value = format!("Bearer {}", token.trim()).parse();
-        value
-            .map(|value| Bearer(Some(value)))
-            .map_err(|_| ClientError::Token { path: path.clone() })
+        let refused = |what: String| ClientError::Certificate { path: path.clone(), what };
+        if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+            return Err(refused("there is no PEM certificate in it".to_owned()));
+        }
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        endpoint.tls_config(tls).map_err(|error| refused(innermost(&error).to_string()))
+    }
+
+    fn bearer(&self, endpoint: &Endpoint) -> Result<Bearer, ClientError> {
+        let Some(path) = &self.token_file else { return Ok(Bearer(None)) };
+        let token = private::read_token(path)?;
+        let is_plain = self.address.starts_with("http://");
+        if is_plain && !self.insecure && !is_loopback(endpoint.uri().host().unwrap_or_default()) {
+            return Err(ClientError::PlainToken { address: self.address.clone() });
+        }
+        let value = format!("Bearer {token}").parse();
+        let unsent = |_| SecretError::Token { path: path.clone(), what: "cannot be sent" };
+        Ok(Bearer(Some(value.map_err(unsent)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    async fn refused(target: Target) -> String {
+        target.scheduler().await.expect_err("refused").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_to_this_machine_or_by_tls() {
+        let home = tempfile::tempdir().unwrap();
+        let token = home.path().join("token");
+        std::fs::write(&token, "0123456789abcdef").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let to = |address: &str| Target {
+            address: address.into(),
+            token_file: Some(token.clone()),
+            ..Target::default()
+        };
+        // Nothing listens on port 1 of these: who gets as far as to connect was not refused for the token.
+        for plain in
+            ["http://192.0.2.1:1", "http://127.0.0.1@192.0.2.1:1", "http://localhost.example:1"]
+        {
+            assert!(refused(to(plain)).await.contains("--insecure"), "{plain}");
+        }
+        for here in ["http://127.0.0.1:1", "http://[::1]:1"] {
+            assert!(refused(to(here)).await.starts_with("no scheduler answers"), "{here}");
+        }
+        let insecure = Target { insecure: true, ..to("http://127.0.0.2:1") };
+        assert!(refused(insecure).await.starts_with("no scheduler answers"));
+    }
+
+    #[tokio::test]
+    async fn https_needs_an_authority_in_words() {
+        let target = Target { address: "https://127.0.0.1:1".into(), ..Target::default() };
+        assert!(refused(target.clone()).await.contains("needs --ca"));
+        let home = tempfile::tempdir().unwrap();
+        let ca = home.path().join("ca.pem");
+        std::fs::write(&ca, "no certificate").unwrap();
+        let message = refused(Target { ca_file: Some(ca.clone()), ..target }).await;
+        assert!(message.starts_with(&ca.display().to_string()), "{message}");
     }
 }

@@ -16,7 +16,7 @@ use lampyris_proto::{Rank, frame, v1};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -123,7 +123,10 @@ fn options(launch: &Launch, rendezvous: Option<shim::Rendezvous>) -> Options {
 
 fn listen(folder: &Folder) -> io::Result<UnixListener> {
     let (_folder, path) = folder.socket()?;
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(&path)?;
+    // The folder lets nobody else in; this is for one that was made by an earlier release.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Keeps the board, and notes the processes once all exist. In the end, what rank 0 said.

@@ -9,12 +9,14 @@
 //! | `processes.json` | shim, once the ranks exist | whom to kill if the shim dies without them |
 //! | `outcome` | shim, when all is over | how it ended |
 
+use crate::private;
 use lampyris_proto::{Attempt, JobId, v1};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Room kept for the outcome from the start, so that a disk that fills up meanwhile cannot lose it.
@@ -99,8 +101,8 @@ impl Folder {
     /// Failures of the disk; nothing is left behind then.
     pub fn create(&self, launch: &Launch) -> io::Result<()> {
         let make = || {
-            fs::create_dir_all(&self.path)?;
-            let outcome = File::create(self.path.join("outcome.tmp"))?;
+            private::make_folder(&self.path)?;
+            let outcome = private::create_file(&self.path.join("outcome.tmp"))?;
             let flags = rustix::fs::FallocateFlags::empty();
             match rustix::fs::fallocate(&outcome, flags, 0, OUTCOME_BYTES) {
                 Err(rustix::io::Errno::OPNOTSUPP) | Ok(()) => {}
@@ -127,7 +129,7 @@ impl Folder {
     /// When the file cannot be made.
     pub fn try_lock(&self) -> io::Result<Option<File>> {
         let path = self.path.join("lock");
-        let file = File::options().create(true).append(true).read(true).open(path)?;
+        let file = File::options().create(true).append(true).read(true).mode(0o600).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -172,7 +174,9 @@ impl Folder {
             failure.message = failure.message.chars().take(MESSAGE_CHARS).collect();
         }
         let temporary = self.path.join("outcome.tmp");
-        let mut file = File::options().create(true).write(true).truncate(false).open(&temporary)?;
+        let mut options = File::options();
+        let mut file =
+            options.create(true).write(true).truncate(false).mode(0o600).open(&temporary)?;
         file.write_all(&outcome.encode_length_delimited_to_vec())?;
         file.sync_all()?;
         fs::rename(&temporary, self.path.join("outcome"))
@@ -198,7 +202,7 @@ impl Folder {
 /// Writes a file that is there whole or not at all, even after a power cut.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = private::create_file(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -233,6 +237,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().join("3.2"));
         folder.create(&launch()).unwrap();
+        let mode = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            fs::metadata(folder.path().join(name)).unwrap().mode() & 0o777
+        };
+        assert_eq!((mode("."), mode("launch.json"), mode("outcome.tmp")), (0o700, 0o600, 0o600));
         assert_eq!(folder.launch().unwrap(), launch());
         let lock = folder.try_lock().unwrap();
         assert!(lock.is_some() && folder.try_lock().unwrap().is_none());

@@ -9,6 +9,7 @@ pub mod hangup;
 pub mod host;
 pub mod launch;
 mod meeting;
+pub mod private;
 mod processes;
 mod regular_file;
 pub mod report;

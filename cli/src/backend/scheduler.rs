@@ -211,7 +211,7 @@ impl Scheduler {
     ) -> Result<(), CliError> {
         let now = self.job(job)?;
         let run = now.run.unwrap_or_default();
-        let attempt = run.attempt_base + wanted.attempt.unwrap_or(now.attempt);
+        let attempt = run.attempt_base.saturating_add(wanted.attempt.unwrap_or(now.attempt));
         let name = format!("logs/rank-{}.attempt-{attempt}.log", wanted.rank);
         let path = PathBuf::from(run.run_dir).join(name);
         local::read_log(&path, wanted, out, &|| {

@@ -22,6 +22,9 @@ pub(crate) struct ClusterArgs {
     /// File with the bearer token [default: $LAMPYRIS_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Send the token over plain http to another machine: whoever listens on the way can run programs there
+    #[arg(long)]
+    insecure: bool,
 }
 
 impl ClusterArgs {
@@ -44,6 +47,7 @@ impl ClusterArgs {
             address,
             ca_file: self.ca.clone().or(usual_ca),
             token_file: self.token_file.clone().or_else(|| environment.token_file.clone()),
+            insecure: self.insecure,
         }
     }
 

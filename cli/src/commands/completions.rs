@@ -30,7 +30,8 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<u8, CliError> {
 
 /// Writes the manual pages.
 pub(crate) fn man(args: &ManArgs) -> Result<u8, CliError> {
-    super::daemon::make_dir(&args.folder)?;
+    std::fs::create_dir_all(&args.folder)
+        .map_err(|source| CliError::write(&args.folder, source))?;
     clap_mangen::generate_to(Cli::command(), &args.folder)
         .map_err(|source| CliError::write(&args.folder, source))?;
     screen::note(format_args!("manual pages in {}", args.folder.display()));

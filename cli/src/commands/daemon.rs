@@ -9,6 +9,7 @@ use lampyris_proto::v1::Capacity;
 use lampyris_worker::client::Target;
 use lampyris_worker::daemon::{Handle, Options};
 use lampyris_worker::hangup;
+use lampyris_worker::private;
 use lampyris_worker::shim::status::host_name;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -215,7 +216,7 @@ async fn one(kind: SignalKind) {
     }
 }
 
-/// Makes a folder for a daemon's state.
+/// Makes a folder for a daemon's state, which only its owner can enter.
 pub(crate) fn make_dir(path: &Path) -> Result<(), CliError> {
-    std::fs::create_dir_all(path).map_err(|source| CliError::write(path, source))
+    private::make_folder(path).map_err(|source| CliError::write(path, source))
 }

@@ -85,6 +85,7 @@ fn words(target: &Target) -> Vec<String> {
     for (name, file) in files {
         words.extend(file.as_ref().map(|file| format!("--{name}={}", file.display())));
     }
+    words.extend(target.insecure.then(|| "--insecure".to_string()));
     words
 }
 

@@ -6,6 +6,7 @@ use super::daemon::{log_to_stderr, make_dir, runtime, stop_signal};
 use crate::error::CliError;
 use lampyris_scheduler::core::Policy;
 use lampyris_scheduler::service::{Address, FailPoint, Options, Tls};
+use lampyris_worker::private::{read_secret, read_token};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,19 +83,21 @@ impl Args {
             }
         };
         let tls = match (&self.tls_certificate, &self.tls_key) {
-            (Some(certificate), Some(key)) => {
-                Some(Tls { certificate: read(certificate)?, key: read(key)? })
-            }
+            (Some(certificate), Some(key)) => Some(Tls {
+                certificate: read(certificate)?,
+                key: read_secret(key)?,
+                files: format!("{}, {}", certificate.display(), key.display()),
+            }),
             _ => None,
         };
-        let token = self.token_file.as_deref().map(read).transpose()?;
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
         let fail_point = self.fail_point.as_ref().map(|text| FailPoint {
             reason: text.trim_end_matches(":after").into(),
             after_commit: text.ends_with(":after"),
         });
         Ok(Options {
             tls,
-            token: token.map(|token| token.trim().to_string()),
+            token,
             insecure: self.insecure,
             policy: self.policy.read(Policy::default())?,
             fail_point,

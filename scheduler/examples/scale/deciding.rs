@@ -4,8 +4,8 @@ use super::print_row;
 use anyhow::{Result, ensure};
 use lampyris_proto::{Attempt, JobId};
 use lampyris_scheduler::core::{
-    Action, Amount, Capacity, Command, Event, JobSpec, JobState, NodeName, NodeState, Outcome,
-    Place, Policy, Priority, Progress, Quota, QuotaKey, Registration, Scheduler, Time,
+    Action, Amount, Capacity, Command, Event, Instance, JobSpec, JobState, NodeName, NodeState,
+    Outcome, Place, Policy, Priority, Progress, Quota, QuotaKey, Registration, Scheduler, Time,
 };
 use std::time::Instant;
 
@@ -125,6 +125,7 @@ fn register(index: u64) -> Event {
         node: name(index),
         session: index + 1,
         boot_id: "b".to_owned(),
+        instance: Instance::default(),
         capacity: Capacity { group: GROUP.to_owned(), devices: 8, shared: false, place },
         attempts: Vec::new(),
     })

@@ -6,6 +6,7 @@ use super::{
     Action, Failure, FailureClass, JobState, Member, MemberState, NodeId, NodeName, Outcome,
     QuotaKey, Reason, Scheduler, StopReason,
 };
+use crate::limits;
 use lampyris_proto::{Attempt, JobId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -147,8 +148,10 @@ impl Scheduler {
         let reason = Reason::StaleAttempt { newest };
         let name = self.name(node);
         self.actions.push(Action::Kill { node: name, job: id, attempt, reason });
-        if !self.at(node).foreign.contains(&(id, attempt)) {
-            self.at_mut(node).foreign.push((id, attempt));
+        // With so many it gets nothing new anyway until all are gone.
+        if self.at(node).foreign.len() < limits::FOREIGN_ATTEMPTS
+            && self.at_mut(node).foreign.insert((id, attempt))
+        {
             self.refresh(node);
         }
     }
@@ -163,8 +166,7 @@ impl Scheduler {
     ) {
         let name = self.name(node);
         self.actions.push(Action::Forget { node: name, job: id, attempt });
-        if self.at(node).foreign.contains(&(id, attempt)) {
-            self.at_mut(node).foreign.retain(|known| *known != (id, attempt));
+        if self.at_mut(node).foreign.remove(&(id, attempt)) {
             self.refresh(node);
         }
         if self.member(node, id, attempt).is_some() {

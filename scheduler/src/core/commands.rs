@@ -5,14 +5,9 @@ use super::{
     Amount, Answer, Command, Job, JobSpec, JobState, NodeName, Priority, Progress, Quota, QuotaKey,
     Reason, Refusal, Scheduler, StopReason, Subject, Time, Wanted,
 };
+use crate::limits;
+use lampyris_proto::words::name_problem;
 use lampyris_proto::{Attempt, JobId};
-
-/// Longest name, user, group and request id, in bytes.
-const MAX_WORD_BYTES: usize = 128;
-/// Most alternatives of a job's size.
-const MAX_SIZES: usize = 16;
-/// Most retries that can be asked for.
-const MAX_RETRIES: u32 = 100;
 
 impl Scheduler {
     pub(super) fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
@@ -37,6 +32,9 @@ impl Scheduler {
         self.validate(&request_id, &spec)?;
         if self.live_jobs >= self.policy.max_jobs {
             return Err(Refusal::TooManyJobs { max_jobs: self.policy.max_jobs });
+        }
+        if !self.groups.contains_key(&spec.group) && self.groups.len() >= limits::GROUPS {
+            return Err(Refusal::TooManyGroups { max_groups: limits::GROUPS });
         }
         let id = JobId(self.next_job);
         self.next_job += 1;
@@ -81,14 +79,14 @@ impl Scheduler {
             ("group", &spec.group),
         ];
         for (field, word) in words {
-            if word.is_empty() || word.len() > MAX_WORD_BYTES || word.contains(char::is_control) {
-                return bad(field, "must be 1 to 128 bytes without control characters");
+            if let Some(problem) = name_problem(word) {
+                return bad(field, problem);
             }
         }
         if spec.user == "*" {
             return bad("user", "`*` is no user");
         }
-        if spec.nodes.is_empty() || spec.nodes.len() > MAX_SIZES {
+        if spec.nodes.is_empty() || spec.nodes.len() > limits::SIZES {
             return bad("nodes", "must be 1 to 16 numbers, the wished one first");
         }
         let max_nodes = self.policy.max_nodes;
@@ -98,11 +96,18 @@ impl Scheduler {
         if spec.nodes.windows(2).any(|pair| pair[0] <= pair[1]) {
             return bad("nodes", "must fall: alternatives are smaller than what is wished");
         }
-        if spec.devices_per_node == Some(0) {
-            return bad("devices_per_node", "must be at least 1; leave it out for whole nodes");
+        if spec.devices_per_node.is_some_and(|devices| devices == 0 || devices > limits::DEVICES) {
+            return bad("devices_per_node", "must be 1 to 65536; leave it out for whole nodes");
         }
-        if spec.max_retries > MAX_RETRIES {
+        if spec.max_retries > limits::RETRIES {
             return bad("max_retries", "must be at most 100");
+        }
+        let spans =
+            [("max_runtime_ms", spec.max_runtime_ms), ("hang_timeout_ms", spec.hang_timeout_ms)];
+        for (field, span) in spans {
+            if span.is_some_and(|ms| ms == 0 || ms > limits::SPAN_MS) {
+                return bad(field, "must be at least 1 ms and at most ten years");
+            }
         }
         Ok(())
     }
@@ -207,6 +212,14 @@ impl Scheduler {
 
     fn set_quota(&mut self, quota: Quota) -> Result<Answer, Refusal> {
         let key = quota.key;
+        for (field, word) in [("user", &key.user), ("group", &key.group)] {
+            if let Some(problem) = name_problem(word) {
+                return Err(Refusal::BadSpec { field, what: problem.to_owned() });
+            }
+        }
+        if !self.quotas.contains_key(&key) && self.quotas.len() >= limits::QUOTAS {
+            return Err(Refusal::TooManyQuotas { max_quotas: limits::QUOTAS });
+        }
         self.quotas.insert(key.clone(), quota.limit);
         self.changes.quotas.insert(key.clone());
         self.quota_changed(&key);

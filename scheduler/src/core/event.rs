@@ -1,6 +1,6 @@
 //! What can happen to a scheduler.
 
-use super::{Capacity, JobSpec, NodeName, Outcome, Quota, QuotaKey};
+use super::{Capacity, Instance, JobSpec, NodeName, Outcome, Quota, QuotaKey};
 use lampyris_proto::{Attempt, JobId};
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,8 @@ pub struct Registration {
     pub session: u64,
     /// Kernel's boot id.
     pub boot_id: String,
+    /// Which worker of that name it is.
+    pub instance: Instance,
     /// What it offers.
     pub capacity: Capacity,
     /// All attempts that run there, and all that have ended and are not forgotten.

@@ -3,7 +3,7 @@
 use super::Time;
 use lampyris_proto::{Attempt, JobId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Position of a node in the scheduler's table, in order of first registration.
@@ -19,6 +19,22 @@ pub struct NodeName(pub String);
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
+    }
+}
+
+/// One worker: what tells two apart that have the same name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Instance {
+    /// Made with its state directory, and the same over its restarts.
+    pub id: String,
+    /// Where it works, for people: host and state directory.
+    pub place: String,
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if self.place.is_empty() { "at an unknown place" } else { &self.place };
+        write!(f, "{place} (instance {})", if self.id.is_empty() { "unknown" } else { &self.id })
     }
 }
 
@@ -82,6 +98,9 @@ pub struct Node {
     pub name: NodeName,
     /// Changes when the machine boots: nothing survives that.
     pub boot_id: String,
+    /// Its worker, as last registered.
+    #[serde(default)]
+    pub instance: Instance,
     /// What it offers, as last registered.
     pub capacity: Capacity,
     /// Whether it can be counted on.
@@ -101,7 +120,7 @@ pub struct Node {
     pub held: BTreeMap<JobId, u32>,
     /// Attempts of the past that its worker still reports; it gets nothing new until they are gone.
     #[serde(skip)]
-    pub foreign: Vec<(JobId, Attempt)>,
+    pub foreign: BTreeSet<(JobId, Attempt)>,
     /// The waiting job for which it is kept free, if any. Not kept over a restart.
     #[serde(skip)]
     pub claimed: Option<JobId>,

@@ -10,29 +10,27 @@ use super::{
     NodeState, Outcome, Progress, Reason, Registration, ReportedState, Scheduler, Subject,
 };
 use lampyris_proto::{Attempt, JobId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Scheduler {
     pub(super) fn registered(&mut self, registration: Registration) {
-        let Registration { node: name, session, boot_id, capacity, attempts } = registration;
+        if let Some(reason) = self.why_refused(&registration) {
+            let Registration { node, session, .. } = registration;
+            return self.actions.push(Action::Reject { node, session, reason });
+        }
+        let Registration { node: name, session, boot_id, instance, capacity, attempts } =
+            registration;
         let known = self.names.get(&name).copied();
-        if known.is_none() && self.nodes.len() >= self.policy.max_nodes as usize {
-            let reason = Reason::TooManyNodes { max_nodes: self.policy.max_nodes };
-            return self.actions.push(Action::Reject { node: name, session, reason });
-        }
-        if known.is_some_and(|id| self.at(id).session.is_some_and(|newest| newest >= session)) {
-            let reason = Reason::StaleSession;
-            return self.actions.push(Action::Reject { node: name, session, reason });
-        }
         let id = known.unwrap_or_else(|| self.add_node(&name, &boot_id, &capacity));
         self.withdraw(id);
         let now = self.now;
         let node = self.at_mut(id);
         let changed = node.boot_id != boot_id
+            || node.instance != instance
             || node.capacity != capacity
             || node.state == NodeState::Lost
             || known.is_none();
-        (node.boot_id, node.capacity) = (boot_id, capacity);
+        (node.boot_id, node.instance, node.capacity) = (boot_id, instance, capacity);
         node.session = Some(session);
         node.heard = now;
         node.state = NodeState::Online;
@@ -48,12 +46,48 @@ impl Scheduler {
         self.node_reported(id);
     }
 
+    /// Why a registration is refused, if it is. Two workers of one name would cut each other off for ever, and what the
+    /// first one runs would be started again beside it: a second one gets in only once nothing of the first can live.
+    pub fn why_refused(&self, new: &Registration) -> Option<Reason> {
+        let Some(known) = self.names.get(&new.node).map(|id| self.at(*id)) else {
+            let max_nodes = self.policy.max_nodes;
+            let full = self.nodes.len() >= max_nodes as usize;
+            return full.then_some(Reason::TooManyNodes { max_nodes });
+        };
+        if known.session.is_some_and(|newest| newest >= new.session) {
+            return Some(Reason::StaleSession);
+        }
+        let same_boot = known.boot_id == new.boot_id;
+        // Rows of earlier releases name none.
+        let same_worker = known.instance.id.is_empty() || known.instance.id == new.instance.id;
+        let connected = known.session.is_some() && known.state == NodeState::Online;
+        let may_run = known.state != NodeState::Lost && !known.held.is_empty();
+        let (node, holder, other) =
+            (new.node.clone(), known.instance.clone(), new.instance.clone());
+        match (same_worker, same_boot) {
+            (true, true) => None,
+            // Nothing survives a boot; but two machines may have been made from one image.
+            (true, false) => connected.then_some(Reason::NotYetSilent { node, holder, other }),
+            (false, _) => {
+                (connected || may_run).then_some(Reason::NameTaken { node, holder, other })
+            }
+        }
+    }
+
+    /// Which of its job's nodes a node is in an attempt; nothing if it has no part in it.
+    pub fn place_in(&self, name: &NodeName, job: JobId, attempt: Attempt) -> Option<usize> {
+        let node = *self.names.get(name)?;
+        let members = &self.jobs.get(&job).filter(|job| job.attempt == attempt)?.members;
+        members.iter().position(|member| member.node == node)
+    }
+
     fn add_node(&mut self, name: &NodeName, boot_id: &str, capacity: &Capacity) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         self.nodes.push(Node {
             id,
             name: name.clone(),
             boot_id: boot_id.to_owned(),
+            instance: super::Instance::default(),
             capacity: capacity.clone(),
             state: NodeState::Lost,
             draining: false,
@@ -61,7 +95,7 @@ impl Scheduler {
             session: None,
             heard: self.now,
             held: BTreeMap::new(),
-            foreign: Vec::new(),
+            foreign: BTreeSet::new(),
             claimed: None,
             indexed: None,
             serving: false,
@@ -73,9 +107,9 @@ impl Scheduler {
 
     /// Compares what a worker reports with what should be there, and says again what got lost on the way.
     fn reconcile(&mut self, node: NodeId, reported: Vec<super::ReportedAttempt>) {
-        let mut there = Vec::with_capacity(reported.len());
+        let mut there = BTreeSet::new();
         for attempt in reported {
-            there.push((attempt.job, attempt.attempt));
+            there.insert((attempt.job, attempt.attempt));
             match attempt.state {
                 ReportedState::Running => {
                     self.attempt_started(node, attempt.job, attempt.attempt);

@@ -1,5 +1,6 @@
 //! The scheduler's settings.
 
+use crate::limits;
 use serde::{Deserialize, Serialize};
 
 /// Times and bounds, in milliseconds where they are times. One set for the cluster.
@@ -67,8 +68,62 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Whether a scheduler can work with them; else what is wrong, by name.
+    ///
+    /// # Errors
+    /// In words, for who wrote them.
+    pub fn check(&self) -> Result<(), String> {
+        const DAY_MS: u64 = 86_400_000;
+        let numbers = [
+            // A heartbeat every quarter of it: below, the network would be busy with nothing else.
+            ("lease_ms", self.lease_ms, 200, DAY_MS),
+            ("stop_grace_ms", self.stop_grace_ms, 0, DAY_MS),
+            ("margin_ms", self.margin_ms, 0, DAY_MS),
+            ("start_deadline_ms", self.start_deadline_ms, 1, DAY_MS),
+            ("min_quantum_ms", self.min_quantum_ms, 0, limits::SPAN_MS),
+            ("suspend_grace_ms", self.suspend_grace_ms, 1, limits::SPAN_MS),
+            ("save_factor", self.save_factor, 0, 1_000),
+            ("backoff_ms", self.backoff_ms, 0, DAY_MS),
+            ("max_backoff_ms", self.max_backoff_ms, 0, limits::SPAN_MS),
+            ("unfit_ms", self.unfit_ms, 0, limits::SPAN_MS),
+            ("patience_ms", self.patience_ms, 0, limits::SPAN_MS),
+            ("shrink_after_ms", self.shrink_after_ms, 0, limits::SPAN_MS),
+            ("max_jobs", self.max_jobs.into(), 1, 10_000_000),
+            ("max_finished", self.max_finished.into(), 0, 10_000_000),
+            ("max_nodes", self.max_nodes.into(), 1, limits::CONNECTIONS as u64),
+            ("max_candidates", self.max_candidates.into(), 1, 1_000_000),
+            ("max_placements", self.max_placements.into(), 1, 1_000_000),
+        ];
+        for (name, number, least, most) in numbers {
+            if number < least || number > most {
+                return Err(format!("{name} = {number}: must be {least} to {most}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Silence after which nothing runs on a node any more.
     pub fn lost_after_ms(&self) -> u64 {
         self.lease_ms + self.stop_grace_ms + self.margin_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_with_which_nothing_would_work_are_refused_by_name() {
+        assert_eq!(Policy::default().check(), Ok(()));
+        let lease = Policy { lease_ms: 0, ..Policy::default() };
+        assert_eq!(lease.check(), Err("lease_ms = 0: must be 200 to 86400000".to_owned()));
+        let endless = Policy { stop_grace_ms: u64::MAX, ..Policy::default() };
+        assert!(endless.check().unwrap_err().starts_with("stop_grace_ms"));
+        for nothing in ["max_jobs", "max_nodes", "max_candidates", "max_placements"] {
+            let mut policy = serde_json::to_value(Policy::default()).expect("plain data");
+            policy[nothing] = 0.into();
+            let policy: Policy = serde_json::from_value(policy).expect("a policy");
+            assert!(policy.check().unwrap_err().starts_with(nothing));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Why: every decision carries one, in words for people.
 
-use super::{Amount, Failure, NodeName, Priority};
+use super::{Amount, Failure, Instance, NodeName, Priority};
 use lampyris_proto::{Attempt, JobId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -48,6 +48,8 @@ pub enum Reason {
     StaleAttempt { newest: Attempt },
     StaleSession,
     TooManyNodes { max_nodes: u32 },
+    NameTaken { node: NodeName, holder: Instance, other: Instance },
+    NotYetSilent { node: NodeName, holder: Instance, other: Instance },
 }
 
 impl fmt::Display for Reason {
@@ -169,6 +171,17 @@ impl Reason {
             Reason::TooManyNodes { max_nodes } => {
                 write!(f, "the table of nodes is full ({max_nodes})")
             }
+            Reason::NameTaken { node, holder, other } => write!(
+                f,
+                "node {node} is another worker, {holder}, which lives or whose jobs may still run; this one is \
+                 {other}: give it another --name, or stop the other and wait until `lampyris nodes` \
+                 shows it as lost"
+            ),
+            Reason::NotYetSilent { node, holder, other } => write!(
+                f,
+                "node {node} was heard of a moment ago from another boot, {holder}; this one is \
+                 {other}: if the machine has just started again it gets in when the old connection is silent"
+            ),
             _ => Ok(()),
         }
     }
@@ -194,6 +207,10 @@ pub enum Refusal {
     RequestIdTaken { request_id: String, job: JobId },
     #[error("{max_jobs} jobs wait or run already; try again when some have ended")]
     TooManyJobs { max_jobs: u32 },
+    #[error("{max_quotas} quotas are set already; remove some first")]
+    TooManyQuotas { max_quotas: usize },
+    #[error("{max_groups} groups are known already; submit to one of them")]
+    TooManyGroups { max_groups: usize },
     #[error("there is no quota for {user} at {priority} in {group}")]
     NoSuchQuota { user: String, priority: Priority, group: String },
 }

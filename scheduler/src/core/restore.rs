@@ -48,6 +48,43 @@ pub struct Snapshot {
     pub quotas: Vec<Quota>,
 }
 
+impl Snapshot {
+    /// Whether the rows fit each other, so that nothing is looked up that is not there; else what is wrong.
+    ///
+    /// # Errors
+    /// The table and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        const ATTEMPTS: u64 = 1 << 62;
+        let nodes: BTreeSet<u32> = self.nodes.iter().map(|node| node.id.0).collect();
+        let count = self.nodes.len();
+        if nodes.len() != count || nodes.last().is_some_and(|last| *last as usize >= count) {
+            return Err(("nodes", format!("the {count} nodes are not numbered 0, 1, 2, ...")));
+        }
+        let names: BTreeSet<_> = self.nodes.iter().map(|node| &node.name).collect();
+        if names.len() != count {
+            return Err(("nodes", "two nodes have one name".to_owned()));
+        }
+        for job in &self.jobs {
+            let id = job.id;
+            if let Some(member) = job.members.iter().find(|m| !nodes.contains(&m.node.0)) {
+                let node = member.node.0;
+                return Err(("jobs", format!("job {id} runs on node {node} of {count}")));
+            }
+            if job.attempt.0 > ATTEMPTS || job.id.0 >= self.next_job || self.next_job > ATTEMPTS {
+                return Err(("jobs", format!("job {id} or its attempt has an impossible number")));
+            }
+            if job.spec.nodes.is_empty() {
+                return Err(("jobs", format!("job {id} asks for no nodes")));
+            }
+        }
+        let jobs: BTreeSet<JobId> = self.jobs.iter().map(|job| job.id).collect();
+        if jobs.len() != self.jobs.len() {
+            return Err(("jobs", "two jobs have one number".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// Waiting for nodes to report after a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Recovery {

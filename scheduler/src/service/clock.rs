@@ -1,5 +1,7 @@
 //! The scheduler's clock: CLOCK_BOOTTIME, going on from the last commit of the run before; and the wall clock, for display.
 
+#![allow(clippy::arithmetic_side_effects, reason = "scheduler's time saturates")]
+
 use crate::core::Time;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,11 +1,13 @@
 //! Between messages and the core's types.
 
+use super::check;
 use super::refuse::missing;
 use crate::core::{
-    Capacity, Failure, FailureClass, JobSpec, JobState, Member, MemberState, NodeName, NodeState,
-    Outcome, Place, Priority, Progress, Reason, Registration, ReportedAttempt, ReportedState,
-    Wanted,
+    Capacity, Failure, FailureClass, Instance, JobSpec, JobState, Member, MemberState, NodeName,
+    NodeState, Outcome, Place, Priority, Progress, Reason, Registration, ReportedAttempt,
+    ReportedState, Wanted,
 };
+use crate::limits;
 use lampyris_proto::{Attempt, JobId, v1};
 use tonic::Status;
 
@@ -13,15 +15,18 @@ use tonic::Status;
 const DEFAULT_GROUP: &str = "default";
 
 pub(super) fn priority(priority: i32) -> Result<Priority, Status> {
-    let wrong = || Status::invalid_argument(format!("priority: {priority} is none"));
+    let wrong = || Status::invalid_argument(format!("priority: there is no level {priority}"));
     match v1::Priority::try_from(priority).map_err(|_| wrong())? {
         v1::Priority::Unspecified => Ok(Priority::Normal),
-        level => Ok(Priority::ALL[level as usize - 1]),
+        level => {
+            let index = (level as usize).saturating_sub(1);
+            Priority::ALL.get(index).copied().ok_or_else(wrong)
+        }
     }
 }
 
 pub(super) fn to_priority(priority: Priority) -> v1::Priority {
-    v1::Priority::try_from(priority as i32 + 1).unwrap_or_default()
+    v1::Priority::try_from((priority as i32).saturating_add(1)).unwrap_or_default()
 }
 
 pub(super) fn spec(spec: v1::JobSpec) -> Result<JobSpec, Status> {
@@ -117,7 +122,8 @@ pub(super) fn to_failure(failure: &Failure) -> v1::Failure {
     }
 }
 
-fn failure(failure: v1::Failure) -> Failure {
+fn failure(mut failure: v1::Failure) -> Failure {
+    check::shorten(&mut failure.message, limits::FAILURE_BYTES);
     let class = match failure.class() {
         v1::failure::Class::BadRecipe => FailureClass::BadRecipe,
         v1::failure::Class::Infrastructure => FailureClass::Infrastructure,
@@ -151,7 +157,11 @@ fn to_outcome(outcome: &Outcome) -> v1::Outcome {
             Kind::Suspended(v1::outcome::Suspended { stay_stopped: *stay_stopped })
         }
         Outcome::Killed => Kind::Killed(v1::outcome::Killed {}),
-        Outcome::Failed(failure) => Kind::Failed(to_failure(failure)),
+        Outcome::Failed(failure) => {
+            let mut shown = to_failure(failure);
+            check::shorten(&mut shown.message, limits::MEMBER_FAILURE_BYTES);
+            Kind::Failed(shown)
+        }
     };
     v1::Outcome { kind: Some(kind), progress: None }
 }
@@ -165,13 +175,10 @@ pub(super) fn to_member(node: NodeName, member: &Member) -> v1::Member {
     v1::Member { node: node.0, state: state.into(), outcome }
 }
 
-pub(super) fn capacity(capacity: v1::Capacity) -> Result<Capacity, Status> {
-    if capacity.devices == 0 {
-        return Err(Status::invalid_argument("capacity.devices: must be at least 1"));
-    }
+fn capacity(capacity: v1::Capacity) -> Capacity {
     let group = if capacity.group.is_empty() { DEFAULT_GROUP.to_owned() } else { capacity.group };
     let place = Place { zone: capacity.zone, switch: capacity.switch };
-    Ok(Capacity { group, devices: capacity.devices, shared: capacity.shared, place })
+    Capacity { group, devices: capacity.devices, shared: capacity.shared, place }
 }
 
 pub(super) fn to_capacity(capacity: &Capacity) -> v1::Capacity {
@@ -188,9 +195,7 @@ pub(super) fn registration(
     register: v1::Register,
     session: u64,
 ) -> Result<(Registration, v1::Hardware), Status> {
-    if register.node.is_empty() || register.node.len() > 256 {
-        return Err(Status::invalid_argument("node: must be 1 to 256 bytes"));
-    }
+    check::register(&register)?;
     let attempts = register.attempts.into_iter().map(|attempt| {
         let state = match attempt.outcome {
             None => ReportedState::Running,
@@ -202,7 +207,8 @@ pub(super) fn registration(
         node: NodeName(register.node),
         session,
         boot_id: register.boot_id,
-        capacity: capacity(register.capacity.ok_or_else(|| missing("capacity"))?)?,
+        instance: Instance { id: register.instance, place: register.place },
+        capacity: capacity(register.capacity.ok_or_else(|| missing("capacity"))?),
         attempts: attempts.collect::<Result<_, Status>>()?,
     };
     Ok((registration, register.hardware.unwrap_or_default()))

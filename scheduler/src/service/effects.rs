@@ -1,7 +1,7 @@
 //! What happens once a batch is durable, and what happens instead if it cannot be made so.
 
 use super::engine::Engine;
-use super::link::{Look, Reply};
+use super::link::Reply;
 use super::logs::{LogRead, LogRoutes};
 use super::{convert, refuse};
 use crate::core::{Action, NodeName, Refusal, Scheduler};
@@ -17,13 +17,7 @@ pub(super) enum Effect {
     Other(Reply<()>, Result<(), Status>),
     Joined(Reply<(NodeName, u64)>, NodeName, u64),
     Refused(Reply<(NodeName, u64)>, Status),
-    Ack {
-        node: NodeName,
-        session: u64,
-        sequence: u64,
-    },
-    /// Readers see only what is durable.
-    Read(Look),
+    Ack { node: NodeName, session: u64, sequence: u64 },
 }
 
 impl Engine {
@@ -39,7 +33,7 @@ impl Engine {
                 Effect::Joined(reply, ..) | Effect::Refused(reply, _) => {
                     drop(reply.send(Err(status.clone())));
                 }
-                Effect::Act(_) | Effect::Ack { .. } | Effect::Read(_) => {}
+                Effect::Act(_) | Effect::Ack { .. } => {}
             }
         }
         for session in std::mem::take(&mut self.sessions).into_values() {
@@ -73,7 +67,6 @@ impl Engine {
                 reply.send(Ok((node, number))).ok();
             }
             Effect::Refused(reply, status) => drop(reply.send(Err(status))),
-            Effect::Read(look) => look(&self.view),
             Effect::Ack { node, session, sequence } => {
                 let ack = v1::HeartbeatAck { sequence, lease_ms: self.policy.lease_ms };
                 self.tell(&node, Some(session), Body::HeartbeatAck(ack));
@@ -112,7 +105,7 @@ impl Engine {
                 if self.sessions.get(&node).is_some_and(|known| known.number == session)
                     && let Some(session) = self.sessions.remove(&node)
                 {
-                    session.outbox.try_send(Err(Status::aborted(reason.to_string()))).ok();
+                    session.outbox.try_send(Err(refuse::of_reason(&reason))).ok();
                 }
             }
             Action::Answer { .. } | Action::Record(_) => {}
@@ -148,8 +141,9 @@ impl Engine {
         if attempt == 0 || attempt > job.attempt.0 {
             return Err(Status::not_found(format!("job {id} has had {} attempts", job.attempt)));
         }
-        let index = request.rank / u64::from(run.ranks_per_node.max(1));
-        let at_rank = core.members(job).into_iter().nth(index as usize);
+        let index = request.rank.checked_div(run.ranks_per_node.into()).unwrap_or(0);
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        let at_rank = core.members(job).into_iter().nth(index);
         let of_group = core.nodes().iter().filter(|n| n.capacity.group == job.spec.group);
         let mut nodes = at_rank.into_iter().chain(of_group.map(|n| n.name.clone()));
         let node = nodes.find(|node| sessions.contains_key(node));

@@ -5,24 +5,21 @@
 
 use super::clock::Clock;
 use super::effects::Effect;
-use super::link::{EngineLink, Message, Outbox, QUEUE, Reply, Said, Submission};
+use super::link::{EngineLink, Message, Outbox, Reply, Said, Submission};
+use super::queues::{Batch, Queues};
 use super::view::View;
-use super::{FailPoint, convert, refuse};
+use super::{FailPoint, check, convert, refuse};
 use crate::core::{
     Action, Answer, Command, Event, NodeName, Policy, Progress, Record, Refusal, Scheduler,
 };
 use crate::error::Error;
+use crate::limits;
 use crate::store::{Commit, Store};
 use lampyris_proto::{Attempt, JobId, v1};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tonic::Status;
-
-/// Messages in one transaction.
-const BATCH: usize = 256;
-/// Changes that a watcher may be behind before it reads everything again.
-const CHANGES: usize = 4_096;
 
 /// A worker's connection.
 pub(super) struct Session {
@@ -77,8 +74,8 @@ impl Engine {
             effects: Vec::new(),
             left: Vec::new(),
             disk_failed: false,
-            changed: broadcast::Sender::new(CHANGES),
-            progressed: broadcast::Sender::new(CHANGES),
+            changed: broadcast::Sender::new(limits::CHANGES),
+            progressed: broadcast::Sender::new(limits::CHANGES),
             last_event,
             serving: watch::Sender::new(false),
         };
@@ -88,11 +85,16 @@ impl Engine {
 
     /// Runs on a thread of its own until [`EngineLink::close`]; the receiver hears of a failure.
     pub(super) fn spawn(self) -> (EngineLink, oneshot::Receiver<String>) {
-        let (queue, messages) = mpsc::channel(QUEUE);
+        let (workers, worker_queue) = mpsc::channel(limits::WORKER_QUEUE);
+        let (commands, command_queue) = mpsc::channel(limits::COMMAND_QUEUE);
+        let (looks, look_queue) = mpsc::channel(limits::LOOK_QUEUE);
+        let queues = Queues { workers: worker_queue, commands: command_queue, looks: look_queue };
         let (failed, ended) = oneshot::channel();
         let closing = Arc::new(Notify::new());
         let link = EngineLink {
-            queue,
+            workers,
+            commands,
+            looks,
             changed: self.changed.clone(),
             progressed: self.progressed.clone(),
             last_event: self.last_event.subscribe(),
@@ -103,7 +105,7 @@ impl Engine {
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             let result = match runtime {
-                Ok(runtime) => runtime.block_on(self.run(messages, &closing)),
+                Ok(runtime) => runtime.block_on(self.run(queues, &closing)),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = result {
@@ -117,27 +119,24 @@ impl Engine {
         (link, ended)
     }
 
-    async fn run(
-        mut self,
-        mut messages: mpsc::Receiver<Message>,
-        closing: &Notify,
-    ) -> Result<(), String> {
-        let mut batch = Vec::with_capacity(BATCH);
+    async fn run(mut self, mut queues: Queues, closing: &Notify) -> Result<(), String> {
         loop {
             self.show_health();
             let wakeup = self.view.core.next_wakeup().map(|at| self.view.clock.until(at));
             let idle = std::time::Duration::from_secs(3600);
+            let mut batch = Batch::default();
             tokio::select! {
                 biased;
                 () = closing.notified() => return Ok(()),
-                received = messages.recv_many(&mut batch, BATCH) => {
-                    if received == 0 {
+                is_open = queues.receive(&mut batch) => {
+                    if !is_open {
                         return Ok(());
                     }
                 }
                 () = tokio::time::sleep(wakeup.unwrap_or(idle)) => {}
             }
-            for message in batch.drain(..) {
+            queues.fill(&mut batch);
+            for message in batch.messages {
                 self.take(message);
             }
             for (node, session) in std::mem::take(&mut self.left) {
@@ -148,10 +147,14 @@ impl Engine {
                 self.step(Event::Tick);
             }
             self.finish_batch().map_err(|error| error.to_string())?;
+            // Readers see only what is durable, and heartbeats are answered by now.
+            for look in batch.looks {
+                look(&self.view);
+            }
         }
     }
 
-    fn take(&mut self, message: Message) {
+    pub(super) fn take(&mut self, message: Message) {
         match message {
             Message::Submit(submission, reply) => self.submit(*submission, reply),
             Message::OnJob(command, job, reply) => {
@@ -170,7 +173,6 @@ impl Engine {
                 }
                 self.step(Event::Disconnected { node, session });
             }
-            Message::Read(look) => self.effects.push(Effect::Read(look)),
             Message::ReadLog(request, routes, reply) => {
                 reply.send(self.read_log(&request, &routes)).ok();
             }
@@ -193,7 +195,7 @@ impl Engine {
                 }
                 action => {
                     if let Action::Reject { reason, .. } = &action {
-                        refused = Some(Status::aborted(reason.to_string()));
+                        refused = Some(refuse::of_reason(reason));
                     }
                     self.effects.push(Effect::Act(action));
                 }
@@ -247,21 +249,23 @@ impl Engine {
     }
 
     fn join(&mut self, register: v1::Register, outbox: Outbox, reply: Reply<(NodeName, u64)>) {
-        self.next_session += 1;
+        self.next_session = self.next_session.saturating_add(1);
         let number = self.next_session;
-        for (job, attempt, last) in convert::last_progress(&register) {
-            self.progress(job, attempt, last);
-        }
+        let last = convert::last_progress(&register);
         let (registration, hardware) = match convert::registration(register, number) {
             Ok(registration) => registration,
             Err(status) => return self.effects.push(Effect::Refused(reply, status)),
         };
         let node = registration.node.clone();
-        let before = self.effects.len();
-        let (_, refused) = self.step(Event::Registered(registration));
-        if let Some(status) = refused {
-            return self.effects.push(Effect::Refused(reply, status));
+        if let Some(reason) = self.view.core.why_refused(&registration) {
+            tracing::warn!(%node, %reason, "refused a worker");
+            return self.effects.push(Effect::Refused(reply, refuse::of_reason(&reason)));
         }
+        for (job, attempt, last) in last {
+            self.progress(&node, (job, attempt), last);
+        }
+        let before = self.effects.len();
+        self.step(Event::Registered(registration));
         self.view.hardware.insert(node.clone(), hardware);
         let session = Session { number, outbox };
         if let Some(older) = self.sessions.insert(node.clone(), session) {
@@ -281,7 +285,9 @@ impl Engine {
                 self.step(Event::AttemptStarted { node, session, job, attempt });
             }
             Said::Ended { job, attempt, outcome, last } => {
-                let last = last.and_then(|last| self.progress(job, attempt, last));
+                let of_session = self.is_session(&node, session);
+                let last = last.filter(|_| of_session);
+                let last = last.and_then(|last| self.progress(&node, (job, attempt), last));
                 if let Some(last) = last {
                     let (node, progress) = (node.clone(), vec![last]);
                     self.step(Event::Heartbeat { node, session, progress });
@@ -291,11 +297,17 @@ impl Engine {
         }
     }
 
+    /// Whether a session is the newest of its node: what others say is not believed.
+    fn is_session(&self, node: &NodeName, session: u64) -> bool {
+        self.sessions.get(node).is_some_and(|known| known.number == session)
+    }
+
     fn heartbeat(&mut self, node: NodeName, session: u64, heartbeat: v1::Heartbeat) {
-        let mut progress = Vec::with_capacity(heartbeat.attempts.len());
-        for attempt in heartbeat.attempts {
-            let (job, number) = (JobId(attempt.job), Attempt(attempt.attempt));
-            let news = attempt.progress.and_then(|news| self.progress(job, number, news));
+        let mut progress = Vec::new();
+        let believed = self.is_session(&node, session);
+        for attempt in heartbeat.attempts.into_iter().filter(|_| believed) {
+            let key = (JobId(attempt.job), Attempt(attempt.attempt));
+            let news = attempt.progress.and_then(|news| self.progress(&node, key, news));
             progress.extend(news);
         }
         let event = Event::Heartbeat { node: node.clone(), session, progress };
@@ -305,14 +317,17 @@ impl Engine {
         }
     }
 
-    /// Shows how far an attempt is, and gives what the core wants to know of it; nothing if it is not the newest.
+    /// Shows how far an attempt is on a node, and gives what the core wants to know of it; nothing if the node has no part
+    /// in it, or it is not the newest.
     fn progress(
         &mut self,
-        job: JobId,
-        attempt: Attempt,
-        news: v1::Progress,
+        node: &NodeName,
+        (job, attempt): (JobId, Attempt),
+        mut news: v1::Progress,
     ) -> Option<(JobId, Attempt, Progress)> {
-        self.view.core.job(job).filter(|known| known.attempt == attempt)?;
+        let index = self.view.core.place_in(node, job, attempt)?;
+        let ranks_per_node = self.view.runs.get(&job).map_or(0, |run| run.ranks_per_node);
+        check::progress(&mut news, index as u64, ranks_per_node.into(), &node.0);
         let progress = convert::progress(&news);
         self.view.live.entry(job).or_default().update(attempt, news);
         // Nobody may be watching.
@@ -321,7 +336,7 @@ impl Engine {
     }
 
     /// Makes the batch durable, then does what it wants done.
-    fn finish_batch(&mut self) -> Result<(), Error> {
+    pub(super) fn finish_batch(&mut self) -> Result<(), Error> {
         let mut commit = std::mem::take(&mut self.commit);
         commit.changes = self.view.core.take_changes();
         let effects = std::mem::take(&mut self.effects);

@@ -1,4 +1,5 @@
-//! How everything else reaches the engine: a bounded queue of messages, and what it publishes.
+//! How everything else reaches the engine: three bounded queues, of workers, of commands and of looks at its state, and what
+//! it publishes. Workers have a queue of their own so that their leases do not wait for people.
 
 use super::logs::{LogRead, LogRoutes};
 use super::refuse;
@@ -8,9 +9,6 @@ use lampyris_proto::{Attempt, JobId, v1};
 use std::sync::Arc;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tonic::Status;
-
-/// Messages that wait for the engine; senders beyond wait.
-pub(super) const QUEUE: usize = 4_096;
 
 /// To one worker. A worker that does not read is cut off.
 pub(super) type Outbox = mpsc::Sender<Result<v1::SchedulerMessage, Status>>;
@@ -42,7 +40,6 @@ pub(super) enum Message {
         node: NodeName,
         session: u64,
     },
-    Read(Look),
     ReadLog(v1::ReadLogsRequest, Arc<LogRoutes>, Reply<LogRead>),
     StopLog {
         node: NodeName,
@@ -52,6 +49,24 @@ pub(super) enum Message {
 }
 
 pub(super) type Look = Box<dyn FnOnce(&View) + Send>;
+
+impl Message {
+    /// Whether a worker waits for it.
+    fn is_of_worker(&self) -> bool {
+        matches!(self, Message::Join(..) | Message::Worker { .. } | Message::Left { .. })
+    }
+
+    /// About how many heartbeats it takes as long as.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Message::Join(register, ..) => register.attempts.len().saturating_add(1),
+            Message::Worker { said: Said::Heartbeat(heartbeat), .. } => {
+                heartbeat.attempts.len().max(1)
+            }
+            _ => 1,
+        }
+    }
+}
 
 /// What a worker says.
 pub(super) enum Said {
@@ -69,7 +84,9 @@ pub(super) enum Said {
 /// How everything else reaches the engine.
 #[derive(Clone)]
 pub(super) struct EngineLink {
-    pub(super) queue: mpsc::Sender<Message>,
+    pub(super) workers: mpsc::Sender<Message>,
+    pub(super) commands: mpsc::Sender<Message>,
+    pub(super) looks: mpsc::Sender<Look>,
     pub(super) changed: broadcast::Sender<JobId>,
     pub(super) progressed: broadcast::Sender<JobId>,
     pub(super) last_event: watch::Receiver<u64>,
@@ -80,7 +97,8 @@ pub(super) struct EngineLink {
 
 impl EngineLink {
     pub(super) async fn send(&self, message: Message) -> Result<(), Status> {
-        self.queue.send(message).await.map_err(|_| refuse::stopping())
+        let queue = if message.is_of_worker() { &self.workers } else { &self.commands };
+        queue.send(message).await.map_err(|_| refuse::stopping())
     }
 
     /// Asks, and waits for the answer.
@@ -98,13 +116,15 @@ impl EngineLink {
         &self,
         look: impl FnOnce(&View) -> T + Send + 'static,
     ) -> Result<T, Status> {
-        self.ask(|reply| {
-            Message::Read(Box::new(move |view: &View| {
-                // Who no longer waits for the answer does not miss it.
-                reply.send(Ok(look(view))).ok();
-            }))
-        })
-        .await
+        let (reply, answer) = oneshot::channel();
+        let look: Look = Box::new(move |view: &View| {
+            // Nobody waits for what takes time and is not wanted any more.
+            if !reply.is_closed() {
+                reply.send(look(view)).ok();
+            }
+        });
+        self.looks.send(look).await.map_err(|_| refuse::stopping())?;
+        answer.await.map_err(|_| refuse::stopping())
     }
 
     pub(super) fn changes(&self) -> broadcast::Receiver<JobId> {

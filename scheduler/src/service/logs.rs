@@ -2,20 +2,14 @@
 
 use super::link::{EngineLink, Message};
 use crate::core::NodeName;
+use crate::limits;
 use lampyris_proto::v1;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tonic::Status;
-
-/// Chunks of at most 64 KiB that wait for a reader.
-const CHUNKS: usize = 32;
-/// A reader that does not read holds up its worker's stream, heartbeats included, for no longer than this.
-const SLOW_READER: Duration = Duration::from_millis(200);
-/// Logs that are read at once, in all.
-const MAX_READERS: usize = 512;
 
 pub(super) type Chunk = Result<v1::LogChunk, Status>;
 
@@ -33,10 +27,10 @@ impl LogRoutes {
 
     /// A place for the chunks of a new request: its number, and where they come.
     pub(super) fn open(&self, session: u64) -> Result<(u64, mpsc::Receiver<Chunk>), Status> {
-        let (sender, receiver) = mpsc::channel(CHUNKS);
-        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, receiver) = mpsc::channel(limits::LOG_CHUNKS);
+        let id = self.next.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let mut readers = self.readers();
-        if readers.len() >= MAX_READERS {
+        if readers.len() >= limits::LOG_READERS {
             return Err(Status::resource_exhausted("too many logs are being read: try again"));
         }
         readers.insert((session, id), sender);
@@ -96,7 +90,7 @@ pub(super) async fn pass_on(
                 break;
             }
         };
-        at = chunk.offset + chunk.data.len() as u64;
+        at = chunk.offset.saturating_add(chunk.data.len() as u64);
         if !chunk.data.is_empty() {
             let (attempt, offset, data) = (read.attempt, chunk.offset, chunk.data);
             let part = v1::ReadLogsResponse { attempt, offset, data };
@@ -114,13 +108,21 @@ pub(super) async fn pass_on(
     link.send(Message::StopLog { node, session, id }).await.ok();
 }
 
-/// Hands a chunk to its reader; a reader that is too slow is cut off.
-pub(super) async fn route(routes: &LogRoutes, session: u64, chunk: v1::LogChunk) {
+/// Hands a chunk to its reader; a reader that is too slow is cut off. `patience` is how long the readers of this worker may
+/// still hold up its heartbeats.
+pub(super) async fn route(
+    routes: &LogRoutes,
+    session: u64,
+    chunk: v1::LogChunk,
+    patience: &mut Duration,
+) {
     let id = chunk.id;
     let reader = routes.readers().get(&(session, id)).cloned();
     let Some(reader) = reader else { return };
     let ends = chunk.end || !chunk.error.is_empty();
-    let sent = reader.send_timeout(Ok(chunk), SLOW_READER).await;
+    let begun = Instant::now();
+    let sent = reader.send_timeout(Ok(chunk), limits::SLOW_READER.min(*patience)).await;
+    *patience = patience.saturating_sub(begun.elapsed());
     if ends || sent.is_err() {
         routes.end(session, id);
     }

@@ -1,6 +1,6 @@
 //! Errors as gRPC statuses; the table stands in the head of `scheduler.proto`.
 
-use crate::core::Refusal;
+use crate::core::{Reason, Refusal};
 use crate::error::Error;
 use tonic::Status;
 
@@ -15,7 +15,17 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
         }
         Refusal::BadSpec { .. } => Status::invalid_argument(text),
         Refusal::RequestIdTaken { .. } => Status::already_exists(text),
-        Refusal::TooManyJobs { .. } => Status::resource_exhausted(text),
+        Refusal::TooManyJobs { .. }
+        | Refusal::TooManyQuotas { .. }
+        | Refusal::TooManyGroups { .. } => Status::resource_exhausted(text),
+    }
+}
+
+/// Why a connection is closed. ALREADY_EXISTS tells a worker that trying again does not help.
+pub(super) fn of_reason(reason: &Reason) -> Status {
+    match reason {
+        Reason::NameTaken { .. } => Status::already_exists(reason.to_string()),
+        _ => Status::aborted(reason.to_string()),
     }
 }
 

@@ -1,5 +1,8 @@
 //! The daemon over real sockets, with scripted workers.
 
+mod beliefs;
+mod crowd;
+mod fuzz;
 mod protection;
 
 use super::*;
@@ -26,7 +29,11 @@ struct Daemon {
 
 impl Daemon {
     fn start(options: Options) -> Daemon {
-        let service = options.build().expect("builds");
+        Daemon::start_with(options, Places::for_files(1_024))
+    }
+
+    fn start_with(options: Options, places: Places) -> Daemon {
+        let service = options.build_with(places).expect("builds");
         let address = service.handle().address().to_string();
         let (stop, stopped) = oneshot::channel::<()>();
         let done = tokio::spawn(service.run(async {
@@ -60,22 +67,42 @@ struct Worker {
 
 impl Worker {
     async fn join(address: &str, attempts: Vec<v1::ReportedAttempt>) -> Worker {
+        Worker::join_as(address, "n1", "", attempts).await.expect("joins")
+    }
+
+    async fn join_as(
+        address: &str,
+        node: &str,
+        instance: &str,
+        attempts: Vec<v1::ReportedAttempt>,
+    ) -> Result<Worker, tonic::Status> {
         let (up, messages) = mpsc::channel(16);
         let mut client = WorkerServiceClient::connect(address.to_owned()).await.expect("connects");
         let capacity = v1::Capacity { group: "main".into(), devices: 4, ..Default::default() };
         let register = v1::Register {
-            node: "n1".into(),
+            node: node.into(),
+            instance: instance.into(),
+            place: format!("place of {instance}"),
             boot_id: "b".into(),
             capacity: Some(capacity),
             attempts,
             ..Default::default()
         };
         say(&up, Up::Register(register)).await;
-        let down = client.join(ReceiverStream::new(messages)).await.expect("joins").into_inner();
+        let down = client.join(ReceiverStream::new(messages)).await?.into_inner();
         let mut worker = Worker { up, down };
         let first = worker.hear().await;
         assert!(matches!(first, Down::Registered(ref r) if r.lease_ms == 2_000), "{first:?}");
-        worker
+        Ok(worker)
+    }
+
+    /// The sequence of the next heartbeat that is answered.
+    async fn told_of_heartbeat(&mut self) -> u64 {
+        loop {
+            if let Down::HeartbeatAck(ack) = self.hear().await {
+                return ack.sequence;
+            }
+        }
     }
 
     async fn say(&self, body: Up) {
@@ -292,12 +319,22 @@ async fn addresses_are_protected() {
     let insecure = Options { listen: everywhere, insecure: true, ..options(home.path()) };
     drop(insecure.build().expect("as it was asked for"));
 
-    let daemon = Daemon::start(Options { token: Some("secret".into()), ..options(home.path()) });
+    for guessed in ["", "short", "0123456789 abcdef"] {
+        let weak = Options { token: Some(guessed.into()), ..options(home.path()) };
+        assert!(matches!(weak.build(), Err(Error::Token { .. })), "{guessed:?}");
+    }
+    let mut endless = options(home.path());
+    endless.policy.lease_ms = 0;
+    assert!(matches!(endless.build(), Err(Error::Policy { .. })));
+    let daemon =
+        Daemon::start(Options { token: Some("0123456789abcdef".into()), ..options(home.path()) });
     let mut client = daemon.client().await;
     let refused = client.get_job(v1::GetJobRequest { job: 1 }).await.expect_err("no token");
     assert_eq!(refused.code(), Code::Unauthenticated);
     let mut request = tonic::Request::new(v1::GetJobRequest { job: 1 });
-    request.metadata_mut().insert("authorization", "Bearer secret".parse().expect("ascii"));
+    request
+        .metadata_mut()
+        .insert("authorization", "Bearer 0123456789abcdef".parse().expect("ascii"));
     assert_eq!(client.get_job(request).await.expect_err("no job").code(), Code::NotFound);
     daemon.stop().await;
 

@@ -28,7 +28,7 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Takes in what one node says.
+    /// Takes in what one node says; [`super::check::progress`] has left what it can know.
     pub(super) fn update(&mut self, attempt: Attempt, progress: v1::Progress) {
         if attempt > self.attempt {
             *self = Live { attempt, ..Live::default() };
@@ -85,22 +85,6 @@ impl View {
         }
     }
 
-    /// As much of a job as filters look at.
-    pub(super) fn job_for_filter(&self, job: &Job) -> v1::Job {
-        let spec = v1::JobSpec {
-            user: job.spec.user.clone(),
-            group: job.spec.group.clone(),
-            ..v1::JobSpec::default()
-        };
-        v1::Job {
-            id: job.id.0,
-            spec: Some(spec),
-            run: self.runs.get(&job.id).cloned(),
-            state: convert::to_state(job.state).into(),
-            ..v1::Job::default()
-        }
-    }
-
     pub(super) fn job_by_id(&self, id: JobId, with_ranks: bool) -> Option<v1::Job> {
         self.core.job(id).map(|job| self.job(job, with_ranks))
     }
@@ -132,6 +116,7 @@ fn failure(job: &Job) -> Option<&Failure> {
     of.filter(|_| job.state != JobState::Succeeded)
 }
 
+#[allow(clippy::arithmetic_side_effects, reason = "scheduler's time saturates")]
 fn why(node: &Node, now: Time) -> Reason {
     let silent_ms = now - node.heard;
     match node.state {

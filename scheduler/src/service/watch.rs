@@ -1,42 +1,45 @@
 //! Streams of changes. A slow reader gets the newest state of a job, not every one.
 
-use super::api::matches;
+use super::filter::Filter;
 use super::link::EngineLink;
+use super::pages;
 use super::view::View;
+use crate::limits;
 use crate::store::{EventFilter, EventRow};
 use lampyris_proto::{JobId, v1};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
 use tonic::Status;
-
-/// Messages that wait for a reader.
-pub(super) const WAITING: usize = 16;
-/// Lines of history read at once.
-const PAGE: u32 = 500;
 
 /// Sends jobs that match: all as they are, then each after every change. Ends when the reader goes.
 pub(super) async fn jobs(
     link: EngineLink,
-    filter: v1::JobFilter,
+    filter: Filter,
     sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
 ) {
     let mut changes = link.changes();
-    let mut known: BTreeSet<JobId> = BTreeSet::new();
-    let mut due: Option<BTreeSet<JobId>> = None;
+    // States are looked at when the stream begins; a job that was shown stays in view.
+    let mut shown = filter.has_states().then(BTreeSet::new);
+    let mut due: Option<Arc<BTreeSet<JobId>>> = None;
     loop {
-        let wanted = filter.clone();
-        let read = move |view: &View| match due {
-            None => all(view, &wanted),
-            Some(ids) => ids.iter().filter_map(|id| view.job_by_id(*id, false)).collect(),
-        };
-        let Ok(jobs) = link.read::<Vec<v1::Job>>(read).await else { return };
-        for job in jobs {
-            // States are looked at when the stream begins; a job that was shown stays in view.
-            let id = JobId(job.id);
-            let shown = known.contains(&id) || matches(&job, &filter);
-            if shown {
-                known.insert(id);
+        let mut after = Some(JobId(0));
+        while let Some(begin) = after {
+            let (wanted, ids) = (filter.clone(), due.clone());
+            let known = of_those(due.as_deref(), shown.as_ref());
+            let read = move |view: &View| match ids {
+                None => pages::look_at_all(view, &wanted, begin),
+                Some(ids) => pages::look_at_some(view, &wanted, (&ids, known.as_ref()), begin),
+            };
+            let Ok(look) = link.read(read).await else { return };
+            after = look.next;
+            for job in look.jobs {
+                if let Some(known) = &mut shown {
+                    known.insert(JobId(job.id));
+                }
+                shown = shown.filter(|known| known.len() <= limits::SHOWN_JOBS);
                 if sender.send(Ok(v1::WatchJobsResponse { job: Some(job) })).await.is_err() {
                     return;
                 }
@@ -44,7 +47,7 @@ pub(super) async fn jobs(
         }
         due = tokio::select! {
             next = next(&mut changes) => match next {
-                Ok(next) => next,
+                Ok(next) => next.map(Arc::new),
                 Err(()) => return,
             },
             () = sender.closed() => return,
@@ -52,9 +55,13 @@ pub(super) async fn jobs(
     }
 }
 
-fn all(view: &View, filter: &v1::JobFilter) -> Vec<v1::Job> {
-    let jobs = view.core.jobs_after(JobId(0)).map(|job| view.job(job, false));
-    jobs.filter(|job| matches(job, filter)).collect()
+/// Those of `due` that were shown; none at all if it does not matter.
+fn of_those(
+    due: Option<&BTreeSet<JobId>>,
+    shown: Option<&BTreeSet<JobId>>,
+) -> Option<BTreeSet<JobId>> {
+    let shown = shown?;
+    Some(due?.iter().filter(|id| shown.contains(id)).copied().collect())
 }
 
 /// Everything that has changed since; `None` if that is more than can be told.
@@ -85,6 +92,7 @@ pub(super) async fn progress(
     loop {
         let Ok(Some(job)) = link.read(move |view| view.job_by_id(id, true)).await else { return };
         let over = job.end_time.is_some();
+        let read = Instant::now();
         let sent = sender.send(Ok(v1::WatchProgressResponse { job: Some(job) })).await;
         if over || sent.is_err() {
             return;
@@ -101,6 +109,10 @@ pub(super) async fn progress(
                 Err(()) => return,
             }
         }
+        tokio::select! {
+            () = tokio::time::sleep(limits::PROGRESS_PERIOD.saturating_sub(read.elapsed())) => {}
+            () = sender.closed() => return,
+        }
     }
 }
 
@@ -115,7 +127,8 @@ pub(super) async fn events(
     loop {
         let wanted = filter.clone();
         let until = *last.borrow_and_update();
-        let read = link.read(move |view| view.store.events(&wanted, after, PAGE)).await;
+        let read =
+            link.read(move |view| view.store.events(&wanted, after, limits::EVENTS_PER_LOOK)).await;
         let rows = match read {
             Ok(Ok(rows)) => rows,
             Ok(Err(error)) => {
@@ -124,7 +137,7 @@ pub(super) async fn events(
             }
             Err(_) => return,
         };
-        let full = rows.len() as u32 == PAGE;
+        let full = rows.len() as u32 == limits::EVENTS_PER_LOOK;
         for row in rows {
             after = row.sequence;
             if sender.send(Ok(event(row))).await.is_err() {

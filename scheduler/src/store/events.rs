@@ -47,7 +47,15 @@ pub(super) fn append(
 type Raw = (i64, i64, Option<i64>, Option<String>, String);
 
 const COLUMNS: &str = "SELECT sequence, wall, job, node, reason FROM events";
-const MATCHES: &str = "(?1 IS NULL OR job = ?1) AND (?2 IS NULL OR node = ?2)";
+
+/// A condition that lets SQLite use the index of what is asked for: without it, a job's few lines would take a look at all.
+fn matches(filter: &EventFilter) -> &'static str {
+    match (&filter.job, &filter.node) {
+        (Some(_), _) => "job = ?1 AND (?2 IS NULL OR node = ?2)",
+        (None, Some(_)) => "?1 IS NULL AND node = ?2",
+        (None, None) => "?1 IS NULL AND ?2 IS NULL",
+    }
+}
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
@@ -60,7 +68,8 @@ pub(super) fn read(
     after: u64,
     limit: u32,
 ) -> Result<Vec<EventRow>, Error> {
-    let sql = format!("{COLUMNS} WHERE {MATCHES} AND sequence > ?3 ORDER BY sequence LIMIT ?4");
+    let matches = matches(filter);
+    let sql = format!("{COLUMNS} WHERE {matches} AND sequence > ?3 ORDER BY sequence LIMIT ?4");
     rows(connection, path, filter, (&sql, after, limit))
 }
 
@@ -70,8 +79,9 @@ pub(super) fn read_newest(
     filter: &EventFilter,
     limit: u32,
 ) -> Result<Vec<EventRow>, Error> {
+    let matches = matches(filter);
     let sql =
-        format!("{COLUMNS} WHERE {MATCHES} AND sequence > ?3 ORDER BY sequence DESC LIMIT ?4");
+        format!("{COLUMNS} WHERE {matches} AND sequence > ?3 ORDER BY sequence DESC LIMIT ?4");
     let mut newest = rows(connection, path, filter, (&sql, 0, limit))?;
     newest.reverse();
     Ok(newest)
@@ -87,7 +97,9 @@ fn rows(
     let node = filter.node.as_ref().map(|node| node.0.as_str());
     let query = || -> rusqlite::Result<Vec<Raw>> {
         let mut statement = connection.prepare_cached(sql)?;
-        statement.query_map(params![job, node, after as i64, limit], raw)?.collect()
+        statement
+            .query_map(params![job, node, i64::try_from(after).unwrap_or(i64::MAX), limit], raw)?
+            .collect()
     };
     let raw = query().map_err(|e| super::database(path, e))?;
     raw.into_iter().map(|raw| parse(path, raw)).collect()

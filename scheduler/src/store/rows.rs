@@ -87,6 +87,7 @@ pub(super) fn load(connection: &Connection, path: &Path) -> Result<Loaded, Error
         nodes: parsed(connection, path, ("nodes", "SELECT node FROM nodes ORDER BY id"))?,
         quotas: quotas.collect::<Result<_, Error>>()?,
     };
+    snapshot.check().map_err(|(table, what)| Error::Rows { path: path.to_owned(), table, what })?;
     Ok(Loaded {
         snapshot,
         runs: runs(connection).map_err(failed)?,

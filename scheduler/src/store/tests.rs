@@ -28,6 +28,7 @@ fn happenings() -> Vec<Event> {
             node: NodeName(format!("n{index}")),
             session: index + 1,
             boot_id: "b".to_owned(),
+            instance: crate::core::Instance::default(),
             capacity: Capacity { group: "main".to_owned(), devices: 8, shared: false, place },
             attempts: Vec::new(),
         })

@@ -6,6 +6,7 @@ use super::link::{Link, Order};
 use super::service::{News, Options};
 use super::start::Start;
 use crate::launch::{Folder, Launch};
+use crate::private;
 use lampyris_proto::v1::failure::Class;
 use lampyris_proto::v1::{self, outcome::Kind};
 use lampyris_proto::{Attempt, JobId};
@@ -46,7 +47,7 @@ impl Attempts {
         period: Duration,
         news: mpsc::Sender<News>,
     ) -> io::Result<Attempts> {
-        fs::create_dir_all(&folder)?;
+        private::make_folder(&folder)?;
         let (lease, _) = watch::channel(Duration::ZERO);
         let mut attempts =
             Attempts { folder: folder.clone(), known: BTreeMap::new(), lease, news, period };

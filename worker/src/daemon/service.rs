@@ -8,23 +8,25 @@ use super::machine;
 use crate::client::{Authorized, ClientError, Target};
 use crate::fail_point;
 use crate::launch::Launch;
+use crate::private;
 use crate::processes::boot_id;
 use crate::shim::boottime;
+use crate::shim::status::host_name;
 use lampyris_proto::v1::scheduler_message::Body as Order;
 use lampyris_proto::v1::worker_message::Body as Word;
 use lampyris_proto::v1::worker_service_client::WorkerServiceClient;
 use lampyris_proto::v1::{self, Heartbeat, LogChunk, Register, SchedulerMessage, WorkerMessage};
 use lampyris_proto::{Attempt, JobId};
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 /// Messages to the scheduler that may wait for the network; when it is full the connection is as good as gone.
 const OUT_LIMIT: usize = 1024;
@@ -80,6 +82,12 @@ pub enum WorkerError {
         /// Cause.
         source: io::Error,
     },
+    /// Another worker has this node's name.
+    #[error("{what}")]
+    NameTaken {
+        /// Both, in the scheduler's words.
+        what: String,
+    },
     /// The address or the token of the scheduler is wrong.
     #[error("{0}")]
     Scheduler(#[from] ClientError),
@@ -118,6 +126,7 @@ pub struct Service {
     chunks: mpsc::Receiver<LogChunk>,
     chunk_sender: mpsc::Sender<LogChunk>,
     stop: mpsc::Receiver<()>,
+    instance: String,
     _state_lock: File,
 }
 
@@ -143,13 +152,14 @@ impl Options {
     pub fn build(self) -> Result<(Service, Handle), WorkerError> {
         let path = self.state_dir.clone();
         let failed = |source| WorkerError::StateDir { path: path.clone(), source };
-        fs::create_dir_all(&path).map_err(failed)?;
-        let lock = File::create(path.join("worker.lock")).map_err(failed)?;
+        private::make_folder(&path).map_err(failed)?;
+        let lock = private::create_file(&path.join("worker.lock")).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(WorkerError::StateDirTaken { path }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
+        let instance = private::instance(&path).map_err(failed)?;
         let (news_sender, news) = mpsc::channel(NEWS_LIMIT);
         let folder = path.join("attempts");
         let attempts =
@@ -165,6 +175,7 @@ impl Options {
             chunks,
             chunk_sender,
             stop,
+            instance,
             _state_lock: lock,
         };
         Ok((service, Handle { stop: stop_sender }))
@@ -175,7 +186,7 @@ impl Service {
     /// Works until it is told to stop. A scheduler that is not there is waited for.
     ///
     /// # Errors
-    /// When no scheduler can ever be reached: a malformed address, an unreadable token.
+    /// When trying again does not help: a malformed address, an unreadable token, another worker of this name.
     pub async fn run(mut self) -> Result<(), WorkerError> {
         let mut wait = RETRY_FIRST;
         loop {
@@ -213,6 +224,9 @@ impl Service {
         let registered = timeout(REGISTER_LIMIT, self.register(client)).await;
         Ok(match registered {
             Ok(Ok(session)) => Ok(session),
+            Ok(Err(status)) if status.code() == Code::AlreadyExists => {
+                return Err(WorkerError::NameTaken { what: status.message().to_string() });
+            }
             Ok(Err(status)) => Err(status.message().to_string()),
             Err(_) => Err("it does not answer".into()),
         })
@@ -231,6 +245,8 @@ impl Service {
             capacity: Some(self.options.capacity.clone()),
             hardware: found.ok(),
             attempts: self.attempts.report(),
+            instance: self.instance.clone(),
+            place: place(&self.options.state_dir),
         };
         let (out, messages) = mpsc::channel(OUT_LIMIT);
         self.lease.reconnected();
@@ -348,6 +364,13 @@ impl Service {
         };
         word.map_or(Ok(()), |word| send(out, word))
     }
+}
+
+/// Where a worker works, for people.
+fn place(state_dir: &Path) -> String {
+    let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+    format!("host {}, state directory {}", host_name(), state_dir.display())
+        .replace(char::is_control, "?")
 }
 
 fn send(out: &mpsc::Sender<WorkerMessage>, body: Word) -> Result<(), String> {

@@ -16,6 +16,7 @@ fn protected(home: &std::path::Path) -> Options {
     let tls = Tls {
         certificate: include_str!("../../../testdata/server.pem").into(),
         key: include_str!("../../../testdata/server.key").into(),
+        files: "server.pem, server.key".into(),
     };
     Options { tls: Some(tls), token: Some(TOKEN.into()), ..options(home) }
 }
@@ -103,5 +104,41 @@ async fn reflection_names_every_service() {
     {
         assert!(names.iter().any(|name| name == service), "{service} is not in {names:?}");
     }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_or_key_that_cannot_be_used_is_named() {
+    let home = tempfile::tempdir().expect("a folder");
+    let good = protected(home.path()).tls.expect("set");
+    let refused = |tls: Tls| {
+        let options = Options { tls: Some(tls), ..protected(home.path()) };
+        options.build().err().expect("refused").to_string()
+    };
+    let garbage = refused(Tls { certificate: "token".into(), ..good.clone() });
+    assert!(garbage.starts_with("server.pem, server.key: the certificate is not PEM"), "{garbage}");
+    let garbage = refused(Tls { key: String::new(), ..good.clone() });
+    assert!(garbage.contains("the key is not PEM"), "{garbage}");
+    let other = refused(Tls { certificate: AUTHORITY.into(), ..good });
+    assert!(other.starts_with("server.pem, server.key: "), "{other}");
+    assert!(!other.contains("transport error"), "{other}");
+}
+
+#[tokio::test]
+async fn nobody_else_reads_the_state_whatever_the_umask() {
+    use std::os::unix::fs::MetadataExt;
+    let home = tempfile::tempdir().expect("a folder");
+    let state = home.path().join("state");
+    let daemon = Daemon::start(options(&state));
+    daemon.client().await.submit_job(wish("a")).await.expect("accepted");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("there").mode() & 0o777;
+    assert_eq!(mode(&state), 0o700);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&state).expect("a folder") {
+        let entry = entry.expect("readable");
+        assert_eq!(mode(&entry.path()), 0o600, "{entry:?}");
+        names.push(entry.file_name());
+    }
+    assert!(names.len() >= 3, "database, its log, lock: {names:?}");
     daemon.stop().await;
 }

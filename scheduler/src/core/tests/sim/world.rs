@@ -518,6 +518,7 @@ impl World {
             node: name,
             session,
             boot_id: worker.boot.to_string(),
+            instance: crate::core::Instance::default(),
             capacity: worker.capacity.clone(),
             attempts: worker.report(),
         };

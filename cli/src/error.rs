@@ -231,7 +231,6 @@ impl CliError {
             CliError::NoStep { .. } => {
                 "steps are counted from 1; a run that has not started yet has none".into()
             }
-            CliError::TextGone { .. } => "put the files of that time back".into(),
             CliError::Damaged { .. } => {
                 "a resume sets damaged ones aside and takes the newest good one".into()
             }
@@ -265,6 +264,7 @@ impl CliError {
                  parallel.data smaller"
                     .into()
             }
+            CliError::TextGone { .. } => "put the files of that time back".into(),
             CliError::RunDirNeeded => "name it with --run-dir, the same on all hosts".into(),
             CliError::Layout { .. } => {
                 "name both: --nodes N --ranks-per-node R trains with N x R ranks".into()

@@ -122,6 +122,7 @@ impl Scheduler {
             }
             Event::Registered(registration) => self.registered(registration),
             Event::Disconnected { node, session } => self.disconnected(&node, session),
+            Event::Left { node, session } => self.left(&node, session),
             Event::Heartbeat { node, session, progress } => {
                 self.heartbeat(node, session, &progress);
             }

@@ -111,8 +111,8 @@ pub(crate) fn nodes(args: &NodesArgs, environment: &Environment) -> Result<u8, C
 pub(crate) fn drain(args: &DrainArgs, environment: &Environment) -> Result<u8, CliError> {
     let scheduler = args.cluster.connect(environment)?;
     let node = match args.undo {
-        true => resume_node(&scheduler, &args.node)?,
-        false => drain_node(&scheduler, &args.node, args.suspend_jobs)?,
+        true => resume_node(&scheduler, &args.node, Whose::Anybodys)?,
+        false => drain_node(&scheduler, &args.node, args.suspend_jobs, Whose::Anybodys)?,
     };
     match args.json {
         true => screen::json(&json(&node)),
@@ -121,19 +121,35 @@ pub(crate) fn drain(args: &DrainArgs, environment: &Environment) -> Result<u8, C
     Ok(0)
 }
 
+/// Who makes a drain or ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// A person.
+    Anybodys,
+    /// The program that hosts the node's worker: what it makes it ends itself, and nothing else.
+    Hosts,
+}
+
 /// Gives a node nothing new.
 pub(crate) fn drain_node(
     scheduler: &Scheduler,
     node: &str,
     suspend_jobs: bool,
+    whose: Whose,
 ) -> Result<v1::Node, CliError> {
-    let request = v1::DrainNodeRequest { node: node.into(), suspend_jobs };
+    let by_host = whose == Whose::Hosts;
+    let request = v1::DrainNodeRequest { node: node.into(), suspend_jobs, by_host };
     scheduler.call(request, async |mut client, request| client.drain_node(request).await)
 }
 
 /// Puts a node back in service.
-pub(crate) fn resume_node(scheduler: &Scheduler, node: &str) -> Result<v1::Node, CliError> {
-    let request = v1::ResumeNodeRequest { node: node.into() };
+pub(crate) fn resume_node(
+    scheduler: &Scheduler,
+    node: &str,
+    whose: Whose,
+) -> Result<v1::Node, CliError> {
+    let only_host = whose == Whose::Hosts;
+    let request = v1::ResumeNodeRequest { node: node.into(), only_host };
     scheduler.call(request, async |mut client, request| client.resume_node(request).await)
 }
 

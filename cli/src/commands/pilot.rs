@@ -3,7 +3,7 @@
 use super::Environment;
 use super::cluster::ClusterArgs;
 use super::daemon::{OfferArgs, log_to_stderr, one_of, work_until};
-use super::nodes::{all, drain_node, resume_node};
+use super::nodes::{Whose, all, drain_node, resume_node};
 use crate::backend::scheduler::Scheduler;
 use crate::error::CliError;
 use crate::rank_program;
@@ -112,7 +112,9 @@ pub(crate) fn worker(args: &WorkerArgs, environment: &Environment) -> Result<u8,
 fn come_back(target: &Target, node: &str) -> Result<(), CliError> {
     let mut said = false;
     loop {
-        match Scheduler::connect(target).and_then(|scheduler| resume_node(&scheduler, node)) {
+        match Scheduler::connect(target)
+            .and_then(|scheduler| resume_node(&scheduler, node, Whose::Hosts))
+        {
             // Refused: a node that never was here is not known yet.
             Ok(_) | Err(CliError::Refused { .. }) => return Ok(()),
             Err(
@@ -135,7 +137,7 @@ fn leave(target: &Target, node: &str) {
     loop {
         let empty = Scheduler::connect(target).and_then(|scheduler| {
             if !drained {
-                drain_node(&scheduler, node, true)?;
+                drain_node(&scheduler, node, true, Whose::Hosts)?;
                 drained = true;
             }
             let nodes = all(&scheduler, "")?;

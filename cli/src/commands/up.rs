@@ -4,7 +4,7 @@
 use super::Environment;
 use super::cluster::{ClusterArgs, new_socket, socket_address};
 use super::daemon::{self, log_to_stderr, make_dir, runtime, second_stop_signal, stop_signal};
-use super::nodes::{drain_node, resume_node};
+use super::nodes::{Whose, drain_node, resume_node};
 use super::scheduler::PolicyArgs;
 use crate::backend::scheduler::Scheduler;
 use crate::backend::{Backend, Phase, Wanted};
@@ -167,7 +167,7 @@ fn connect(address: &str) -> Result<Scheduler, CliError> {
 fn empty(address: &str, nodes: &[String]) -> Result<(), CliError> {
     let scheduler = connect(address)?;
     for node in nodes {
-        drain_node(&scheduler, node, true)?;
+        drain_node(&scheduler, node, true, Whose::Hosts)?;
     }
     let wanted = Wanted { all: false, user: None, limit: LIST_LIMIT };
     let at_rest = |phase| matches!(phase, Phase::Queued | Phase::Suspended);
@@ -181,7 +181,7 @@ fn empty(address: &str, nodes: &[String]) -> Result<(), CliError> {
 fn reopen(address: &str, nodes: &[String]) -> Result<(), CliError> {
     let scheduler = connect(address)?;
     for node in nodes {
-        resume_node(&scheduler, node)?;
+        resume_node(&scheduler, node, Whose::Hosts)?;
     }
     Ok(())
 }

@@ -183,11 +183,15 @@ impl Scheduler {
         if let Outcome::Failed(Failure { class: FailureClass::NodeUnfit, message, .. }) = &outcome {
             let reason = Reason::NodeUnfit { message: message.clone() };
             self.at_mut(node).unfit_until = unfit_until;
+            self.at_mut(node).unfit_for.clone_from(message);
             self.changes.nodes.insert(node);
             self.arm(unfit_until, Timer::Unfit(node));
             self.record(super::Subject::Node(self.name(node)), reason);
         }
         let job = self.edit(id);
+        if let Outcome::Failed(Failure { class: FailureClass::Unsuited, .. }) = &outcome {
+            job.unsuited.insert(node);
+        }
         job.members[index].state = MemberState::Ended(outcome.clone());
         let is_first = job.failure.is_none() && job.state != JobState::Stopping;
         self.release_devices(node, id);

@@ -8,6 +8,7 @@ use super::{
 use crate::limits;
 use lampyris_proto::words::name_problem;
 use lampyris_proto::{Attempt, JobId};
+use std::collections::BTreeSet;
 
 impl Scheduler {
     pub(super) fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
@@ -16,8 +17,10 @@ impl Scheduler {
             Command::Cancel { job } => self.cancel(job),
             Command::Suspend { job } => self.suspend_for_user(job),
             Command::Resume { job } => self.resume(job),
-            Command::Drain { node, suspend_jobs } => self.drain(&node, suspend_jobs),
-            Command::ResumeNode { node } => self.resume_node(&node),
+            Command::Drain { node, suspend_jobs, by_host } => {
+                self.drain(&node, suspend_jobs, by_host)
+            }
+            Command::ResumeNode { node, only_host } => self.resume_node(&node, only_host),
             Command::SetQuota(quota) => self.set_quota(quota),
             Command::RemoveQuota(key) => self.remove_quota(&key),
         }
@@ -56,6 +59,7 @@ impl Scheduler {
             stop: None,
             failure: None,
             failed_before: None,
+            unsuited: BTreeSet::new(),
             placed: Time::default(),
             running_since: None,
             retries: 0,
@@ -177,14 +181,23 @@ impl Scheduler {
         job.waiting_since = now;
         job.not_before = now;
         job.retries = 0;
+        job.unsuited.clear();
         self.note(id, Reason::ResumedByUser);
         self.enter_queue(id);
         Ok(Answer::Job(id))
     }
 
-    fn drain(&mut self, name: &NodeName, suspend_jobs: bool) -> Result<Answer, Refusal> {
+    fn drain(
+        &mut self,
+        name: &NodeName,
+        suspend_jobs: bool,
+        by_host: bool,
+    ) -> Result<Answer, Refusal> {
         let id = *self.names.get(name).ok_or_else(|| Refusal::NoSuchNode(name.clone()))?;
-        self.at_mut(id).draining = true;
+        let node = self.at_mut(id);
+        // A person's drain stays a person's.
+        node.drained_by_host = by_host && (!node.draining || node.drained_by_host);
+        node.draining = true;
         self.changes.nodes.insert(id);
         self.refresh(id);
         let reason = Reason::NodeDrained { node: name.clone() };
@@ -198,12 +211,18 @@ impl Scheduler {
         Ok(Answer::Done)
     }
 
-    fn resume_node(&mut self, name: &NodeName) -> Result<Answer, Refusal> {
+    /// Ends a drain and a spell of unfitness; with `only_host`, only a drain that the node's host has made.
+    fn resume_node(&mut self, name: &NodeName, only_host: bool) -> Result<Answer, Refusal> {
         let id = *self.names.get(name).ok_or_else(|| Refusal::NoSuchNode(name.clone()))?;
         let now = self.now;
         let node = self.at_mut(id);
-        node.draining = false;
-        node.unfit_until = node.unfit_until.min(now);
+        if only_host && !node.drained_by_host {
+            return Ok(Answer::Done);
+        }
+        (node.draining, node.drained_by_host) = (false, false);
+        if !only_host {
+            node.unfit_until = node.unfit_until.min(now);
+        }
         self.changes.nodes.insert(id);
         self.refresh(id);
         self.record(Subject::Node(name.clone()), Reason::NodeResumed);

@@ -17,10 +17,15 @@ enum Next {
     Hold(Reason),
     /// Waits for nodes after a backoff.
     Retry(Failure),
+    /// Waits for other nodes than those that were not the ones for it.
+    Elsewhere(Failure),
 }
 
-/// How an attempt ended as a whole.
-fn verdict(job: &Job) -> Next {
+/// Nodes on which a job is tried before the fault counts as its own.
+const MAX_UNSUITED: usize = 3;
+
+/// How an attempt ended as a whole. `others`: there are nodes enough that have not turned out to be unsuited.
+fn verdict(job: &Job, others: bool) -> Next {
     let all = |wanted: fn(&Outcome) -> bool| {
         job.members.iter().all(|m| matches!(&m.state, MemberState::Ended(o) if wanted(o)))
     };
@@ -31,7 +36,7 @@ fn verdict(job: &Job) -> Next {
         return Next::End(JobState::Cancelled, Reason::CancelledByUser);
     }
     if let Some(failure) = &job.failure {
-        return after_failure(job, failure.clone());
+        return after_failure(job, failure.clone(), others);
     }
     let checkpointed = all(|outcome| matches!(outcome, Outcome::Suspended { .. }));
     let killed = |m: &super::Member| m.state == MemberState::Ended(Outcome::Killed);
@@ -39,7 +44,7 @@ fn verdict(job: &Job) -> Next {
         let message = "some nodes finished and others suspended".to_owned();
         let failure =
             Failure { class: FailureClass::Program, exit_code: None, rank: None, message };
-        return after_failure(job, failure);
+        return after_failure(job, failure, others);
     }
     let stay_stopped = all(|outcome| *outcome == Outcome::Suspended { stay_stopped: true });
     match &job.stop {
@@ -52,7 +57,17 @@ fn verdict(job: &Job) -> Next {
     }
 }
 
-fn after_failure(job: &Job, failure: Failure) -> Next {
+fn after_failure(job: &Job, failure: Failure, others: bool) -> Next {
+    if failure.class == FailureClass::Unsuited && job.wanted == Wanted::Run {
+        let nodes = job.unsuited.len();
+        if nodes >= MAX_UNSUITED {
+            let nodes = nodes as u32;
+            return Next::End(JobState::Failed, Reason::UnsuitedEverywhere { failure, nodes });
+        }
+        if others {
+            return Next::Elsewhere(failure);
+        }
+    }
     let again = match failure.class {
         FailureClass::Hang => job.spec.restart_on_hang,
         class => class.is_retryable(),
@@ -82,7 +97,8 @@ impl Scheduler {
             self.cross_zone = None;
             self.dirty.extend(self.groups.keys().cloned());
         }
-        let next = verdict(self.get(id));
+        let others = self.has_other_nodes(self.get(id));
+        let next = verdict(self.get(id), others);
         let now = self.now;
         let job = self.edit(id);
         job.members.clear();
@@ -108,7 +124,20 @@ impl Scheduler {
                 }
             }
             Next::Retry(failure) => self.retry(id, failure),
+            Next::Elsewhere(failure) => {
+                job.state = JobState::Queued;
+                job.not_before = now;
+                self.note(id, Reason::TriedElsewhere { failure });
+                self.enter_queue(id);
+            }
         }
+    }
+
+    /// Whether a job could be placed on nodes in service that have not turned out to be unsuited.
+    fn has_other_nodes(&self, job: &Job) -> bool {
+        let smallest = job.spec.nodes.last().copied().unwrap_or(1);
+        let group = self.groups.get(&job.spec.group);
+        group.is_some_and(|group| self.in_service_for(group, job) >= smallest)
     }
 
     fn retry(&mut self, id: JobId, failure: Failure) {
@@ -118,6 +147,8 @@ impl Scheduler {
         let due = self.now + wait_ms;
         let job = self.edit(id);
         job.state = JobState::Queued;
+        // There was no other node: what was missing may be there next time.
+        job.unsuited.clear();
         job.retries += 1;
         job.not_before = due;
         let (retry, max_retries) = (job.retries, job.spec.max_retries);

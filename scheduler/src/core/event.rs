@@ -23,6 +23,13 @@ pub enum Event {
         /// Session; an older one than the node's is ignored.
         session: u64,
     },
+    /// A worker leaves on purpose. If nothing runs there, its lease ends at once; else it counts as disconnected.
+    Left {
+        /// Node.
+        node: NodeName,
+        /// Session.
+        session: u64,
+    },
     /// A worker lives. Never changes what is durable.
     Heartbeat {
         /// Node.
@@ -91,11 +98,15 @@ pub enum Command {
         node: NodeName,
         /// Also suspend what runs there; it goes on elsewhere.
         suspend_jobs: bool,
+        /// The program that hosts the node's worker asks, because it leaves; it ends the drain when it comes back.
+        by_host: bool,
     },
     /// End a drain, or a spell of unfitness.
     ResumeNode {
         /// Node.
         node: NodeName,
+        /// Only a drain that the host has made.
+        only_host: bool,
     },
     /// Set a quota.
     SetQuota(Quota),

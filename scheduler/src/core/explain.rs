@@ -1,7 +1,7 @@
 //! Why a job stands where it stands, found out when somebody asks: a queue of 100,000 jobs is not rewritten at every event.
 
 use super::queue::Group;
-use super::{Job, JobState, Reason, Scheduler};
+use super::{Job, JobState, Node, Reason, Scheduler};
 
 impl Scheduler {
     /// Why a job stands where it stands, now.
@@ -26,8 +26,9 @@ impl Scheduler {
         let name = job.spec.group.clone();
         let wanted = job.spec.nodes.first().copied().unwrap_or(0);
         let smallest = job.spec.nodes.last().copied().unwrap_or(0);
-        if group.in_service < smallest {
-            return Reason::TooLarge { group: name, wanted: smallest, capacity: group.in_service };
+        let capacity = self.in_service_for(group, job);
+        if capacity < smallest {
+            return self.too_large(job, smallest, capacity);
         }
         if let Some(key) = self.over_quota(job)
             && let Some(limit) = self.limit(&key)
@@ -43,14 +44,12 @@ impl Scheduler {
             jobs.dedup();
             return Reason::WaitsForSuspends { jobs };
         }
-        let free = group.free.count(job.spec.devices_per_node) as u32;
+        let free = group.free.without(&job.unsuited).count(job.spec.devices_per_node) as u32;
         if free >= wanted {
             return match (group.first_in_line, self.cross_zone) {
                 (Some(first), _) if first != job.id => Reason::WaitsForTurn { behind: first },
                 (_, Some(by)) => Reason::CrossZoneTaken { by },
-                _ => {
-                    Reason::WaitsForNodes { group: name, wanted, free, capacity: group.in_service }
-                }
+                _ => Reason::WaitsForNodes { group: name, wanted, free, capacity },
             };
         }
         let within_quantum = group
@@ -64,6 +63,23 @@ impl Scheduler {
                 return Reason::WaitsForQuantum { job: id, left_ms: end - self.now };
             }
         }
-        Reason::WaitsForNodes { group: name, wanted, free, capacity: group.in_service }
+        Reason::WaitsForNodes { group: name, wanted, free, capacity }
+    }
+
+    /// There are not enough nodes in service for the job's smallest size; a node that is unfit is named.
+    fn too_large(&self, job: &Job, wanted: u32, capacity: u32) -> Reason {
+        let group = job.spec.group.clone();
+        let unfit = |node: &&Node| node.capacity.group == group && node.unfit_until > self.now;
+        match self.nodes.iter().find(unfit) {
+            None => Reason::TooLarge { group, wanted, capacity },
+            Some(node) => Reason::NodesUnfit {
+                wanted,
+                capacity,
+                node: node.name.clone(),
+                left_ms: node.unfit_until - self.now,
+                message: node.unfit_for.clone(),
+                group,
+            },
+        }
     }
 }

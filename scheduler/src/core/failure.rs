@@ -44,8 +44,10 @@ pub enum FailureClass {
     Killed,
     /// The node was silent for lease, grace and margin, or came back without the attempt.
     NodeLost,
-    /// The worker found its node unfit before it started anything: memory, disk, devices.
+    /// The worker found its node unfit before it started anything: memory bandwidth, programs, its own disk.
     NodeUnfit,
+    /// The node is well, and not the one for this job: it does not see the job's files or has too little memory for it.
+    Unsuited,
     /// Not all nodes had started the attempt in time.
     StartTimeout,
     /// No rank made progress for the job's hang timeout.
@@ -77,6 +79,7 @@ impl FailureClass {
             FailureClass::Killed => "killed",
             FailureClass::NodeLost => "node_lost",
             FailureClass::NodeUnfit => "node_unfit",
+            FailureClass::Unsuited => "unsuited",
             FailureClass::StartTimeout => "start_timeout",
             FailureClass::Hang => "hang",
             FailureClass::Program => "program",

@@ -2,6 +2,7 @@
 //! tightest fit, so that large holes stay large.
 
 use super::{Node, NodeId};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Free nodes of one group that are in service and kept for nobody.
@@ -99,6 +100,22 @@ impl FreeNodes {
         if switch.whole.is_empty() && switch.slots.is_empty() {
             zone.switches.remove(&place.switch);
         }
+    }
+
+    /// Those that are not among `unsuited`.
+    pub(super) fn without(&self, unsuited: &BTreeSet<NodeId>) -> Cow<'_, FreeNodes> {
+        if unsuited.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let mut rest = self.clone();
+        for zone in rest.zones.values_mut() {
+            for switch in zone.switches.values_mut() {
+                switch.whole.retain(|id| !unsuited.contains(id));
+                switch.slots.retain(|(_, id)| !unsuited.contains(id));
+            }
+            zone.whole = zone.switches.values().map(|switch| switch.whole.len()).sum();
+        }
+        Cow::Owned(rest)
     }
 
     /// Whether no node has anything free.

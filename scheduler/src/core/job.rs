@@ -3,6 +3,7 @@
 use super::{Amount, Failure, NodeId, Outcome, Progress, Reason, Time};
 use lampyris_proto::{Attempt, JobId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Levels of priority; a job may suspend jobs of lower levels, never of its own.
@@ -230,6 +231,9 @@ pub struct Job {
     /// The failure of the newest attempt before the current one that failed.
     #[serde(default)]
     pub failed_before: Option<Failure>,
+    /// Nodes that were not the ones for it; it is not placed on them.
+    #[serde(default)]
+    pub unsuited: BTreeSet<NodeId>,
     /// When the current attempt was placed.
     pub placed: Time,
     /// When the current attempt was running on all nodes, if it is.

@@ -105,10 +105,19 @@ pub struct Node {
     pub capacity: Capacity,
     /// Whether it can be counted on.
     pub state: NodeState,
-    /// Set by a person: gets nothing new.
+    /// Gets nothing new: a person said so, or its host.
     pub draining: bool,
+    /// The drain was made by the program that hosts the worker, which ends it when it comes back.
+    #[serde(default)]
+    pub drained_by_host: bool,
     /// Found unfit by its worker: gets nothing before this time.
     pub unfit_until: Time,
+    /// What was wanting then.
+    #[serde(default)]
+    pub unfit_for: String,
+    /// Its worker has left on purpose.
+    #[serde(default)]
+    pub left: bool,
     /// The connection on which it is registered. Not kept over a restart.
     #[serde(skip)]
     pub session: Option<u64>,

@@ -34,6 +34,7 @@ impl Scheduler {
         node.session = Some(session);
         node.heard = now;
         node.state = NodeState::Online;
+        node.left = false;
         node.foreign.clear();
         let devices = node.capacity.devices;
         self.refresh(id);
@@ -91,7 +92,10 @@ impl Scheduler {
             capacity: capacity.clone(),
             state: NodeState::Lost,
             draining: false,
+            drained_by_host: false,
             unfit_until: super::Time::default(),
+            unfit_for: String::new(),
+            left: false,
             session: None,
             heard: self.now,
             held: BTreeMap::new(),
@@ -225,6 +229,22 @@ impl Scheduler {
         if planted!(self, NoLease) {
             self.lose(id);
         }
+    }
+
+    /// A worker leaves on purpose: its lease is over where nothing runs.
+    pub(super) fn left(&mut self, name: &NodeName, session: u64) {
+        let Some(id) = self.node_of_session(name, session) else { return };
+        let node = self.at_mut(id);
+        if !node.held.is_empty() || !node.foreign.is_empty() {
+            return self.disconnected(name, session);
+        }
+        node.state = NodeState::Lost;
+        node.session = None;
+        node.left = true;
+        self.changes.nodes.insert(id);
+        self.refresh(id);
+        self.record(Subject::Node(name.clone()), Reason::NodeLeft);
+        self.node_reported(id);
     }
 
     pub(super) fn start_watching(&mut self, id: NodeId) {

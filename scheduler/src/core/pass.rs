@@ -94,7 +94,7 @@ impl Scheduler {
             let smallest = job.spec.nodes.last().copied().unwrap_or(u32::MAX);
             self.fits_quota(&self.quota_key(id), job.amount(smallest))
                 && !group.claims.contains_key(&id)
-                && smallest <= group.in_service
+                && smallest <= self.in_service_for(group, job)
         })
     }
 
@@ -192,9 +192,10 @@ impl Scheduler {
             return false;
         }
         let across = self.cross_zone.is_none() || planted!(self, ManyCrossZone);
-        let per_node = self.get(id).spec.devices_per_node;
+        let job = self.get(id);
+        let per_node = job.spec.devices_per_node;
         let Some(group) = self.groups.get(&pass.group) else { return false };
-        match group.free.choose(nodes as usize, per_node, across) {
+        match group.free.without(&job.unsuited).choose(nodes as usize, per_node, across) {
             Some(nodes) => {
                 self.start(id, nodes);
                 true
@@ -221,9 +222,13 @@ impl Scheduler {
         let job = self.get(id);
         let Some(group) = self.groups.get(&pass.group) else { return };
         let sizes = job.spec.nodes.iter().copied();
-        let Some(size) = sizes.clone().find(|size| *size <= group.in_service) else { return };
+        let in_service = self.in_service_for(group, job);
+        let Some(size) = sizes.clone().find(|size| *size <= in_service) else { return };
         // A job that can only run across zones waits for the one that does, and nobody waits for it.
-        let one_zone = group.zones.values().any(|nodes| *nodes >= size);
+        let one_zone = group.zones.iter().any(|(zone, nodes)| {
+            let unsuited = self.unsuited_in_service(job, Some(zone));
+            *nodes - unsuited >= size
+        });
         let feasible = one_zone || self.cross_zone.is_none();
         let within_quota = self.fits_quota(&self.quota_key(id), job.amount(size));
         if !feasible || group.claims.contains_key(&id) || !within_quota {
@@ -239,7 +244,8 @@ impl Scheduler {
 
     /// When `job` could start on `wished` nodes if running jobs end when they say.
     fn bound(&self, group: &Group, job: &Job, wished: u32) -> Bound {
-        let mut free = group.free.count(job.spec.devices_per_node) as u32;
+        let free = group.free.without(&job.unsuited);
+        let mut free = free.count(job.spec.devices_per_node) as u32;
         let mut ends: Vec<(Time, u32)> = Vec::new();
         for (_, id) in &group.running {
             let job = self.get(*id);
@@ -257,6 +263,21 @@ impl Scheduler {
             }
         }
         Bound { start: None, spare: 0 }
+    }
+
+    /// Nodes of a group in service, save those that are not the ones for `job`.
+    pub(super) fn in_service_for(&self, group: &Group, job: &Job) -> u32 {
+        group.in_service - self.unsuited_in_service(job, None)
+    }
+
+    /// Nodes in service of a job's group (and zone) that are not the ones for it.
+    fn unsuited_in_service(&self, job: &Job, zone: Option<&str>) -> u32 {
+        let counts = |id: &&NodeId| {
+            let node = self.at(**id);
+            let there = zone.is_none_or(|zone| node.capacity.place.zone == zone);
+            node.serving && node.capacity.group == job.spec.group && there
+        };
+        job.unsuited.iter().filter(counts).count() as u32
     }
 
     /// Ends the claim of a waiting job, if it has one.

@@ -38,6 +38,15 @@ struct Victim {
     nodes: u32,
 }
 
+/// What a job needs that others are suspended for.
+struct Need {
+    priority: Priority,
+    nodes: usize,
+    per_node: Option<u32>,
+    /// Not these.
+    unsuited: BTreeSet<NodeId>,
+}
+
 /// What to do for one job.
 struct Plan {
     suspend: Vec<(JobId, u64)>,
@@ -125,9 +134,10 @@ impl Scheduler {
         nodes: u32,
         per_node: Option<u32>,
     ) -> bool {
-        let priority = self.get(id).spec.priority;
+        let job = self.get(id);
+        let priority = job.spec.priority;
         let Some(group) = self.groups.get(&pass.group) else { return false };
-        let free = group.free.count(per_node) as u32;
+        let free = group.free.without(&job.unsuited).count(per_node) as u32;
         let victims = self.victims(pass);
         let leaving: u32 =
             victims.list.iter().filter(|v| v.priority.is_none()).map(|v| v.nodes).sum();
@@ -136,7 +146,9 @@ impl Scheduler {
             return false;
         }
         victims.plans += 1;
-        let Some(plan) = self.best_plan(pass, priority, nodes as usize, per_node) else {
+        let unsuited = self.get(id).unsuited.clone();
+        let need = Need { priority, nodes: nodes as usize, per_node, unsuited };
+        let Some(plan) = self.best_plan(pass, &need) else {
             return false;
         };
         self.carry_out(pass, id, plan);
@@ -152,8 +164,9 @@ impl Scheduler {
         per_node: Option<u32>,
     ) -> bool {
         let Some(group) = self.groups.get(group) else { return false };
-        let (priority, nodes) = (self.get(id).spec.priority, nodes as usize);
-        let free = group.free.count(per_node);
+        let job = self.get(id);
+        let (priority, nodes) = (job.spec.priority, nodes as usize);
+        let free = group.free.without(&job.unsuited).count(per_node);
         let lower: Vec<(JobId, usize)> = group
             .claims
             .iter()
@@ -171,22 +184,14 @@ impl Scheduler {
     }
 
     /// The plan that stops the least important and cheapest jobs: within one zone, or across zones if that may be.
-    fn best_plan(
-        &self,
-        pass: &Pass,
-        priority: Priority,
-        nodes: usize,
-        per_node: Option<u32>,
-    ) -> Option<Plan> {
+    fn best_plan(&self, pass: &Pass, need: &Need) -> Option<Plan> {
         let group = self.groups.get(&pass.group)?;
         let victims = pass.victims.as_ref()?;
-        let zones = group.zones.iter().filter(|(_, count)| **count as usize >= nodes);
-        let in_zones = zones.filter_map(|(zone, _)| {
-            self.plan(pass, victims, Some(zone), (priority, nodes, per_node))
-        });
+        let zones = group.zones.iter().filter(|(_, count)| **count as usize >= need.nodes);
+        let in_zones = zones.filter_map(|(zone, _)| self.plan(pass, victims, Some(zone), need));
         in_zones.min_by_key(|plan| (plan.worst, plan.cost)).or_else(|| {
             let may = self.cross_zone.is_none();
-            may.then(|| self.plan(pass, victims, None, (priority, nodes, per_node))).flatten()
+            may.then(|| self.plan(pass, victims, None, need)).flatten()
         })
     }
 
@@ -195,22 +200,24 @@ impl Scheduler {
         pass: &Pass,
         victims: &Victims,
         zone: Option<&str>,
-        (priority, wanted, per_node): (Priority, usize, Option<u32>),
+        need: &Need,
     ) -> Option<Plan> {
         let group = self.groups.get(&pass.group)?;
+        let (wanted, per_node) = (need.nodes, need.per_node);
+        let suited = group.free.without(&need.unsuited);
         let free = match zone {
-            Some(zone) => group.free.count_in(zone, per_node),
-            None => group.free.count(per_node),
+            Some(zone) => suited.count_in(zone, per_node),
+            None => suited.count(per_node),
         };
         let missing = wanted.saturating_sub(free);
-        let mut yields = Yields { scheduler: self, zone, per_node, vacated: BTreeMap::new() };
+        let mut yields = Yields { scheduler: self, zone, need, vacated: BTreeMap::new() };
         let mut taken: Vec<(&Victim, BTreeSet<NodeId>)> = Vec::new();
         let mut gained = BTreeSet::new();
         for victim in &victims.list {
             if gained.len() >= missing {
                 break;
             }
-            if victim.priority.is_some_and(|p| p >= priority) || !self.still_there(victim) {
+            if victim.priority.is_some_and(|p| p >= need.priority) || !self.still_there(victim) {
                 continue;
             }
             let new = yields.add(self.get(victim.job));
@@ -222,7 +229,7 @@ impl Scheduler {
         }
         let gained = needed(&mut taken, gained, missing);
         let mut nodes: Vec<NodeId> = gained.into_iter().take(missing).collect();
-        let from_free = group.free.all(zone, per_node);
+        let from_free = suited.all(zone, per_node);
         nodes.extend(from_free.into_iter().take(wanted - nodes.len()));
         let stops = || taken.iter().filter(|(victim, _)| victim.priority.is_some());
         Some(Plan {
@@ -290,7 +297,7 @@ fn needed(
 struct Yields<'s> {
     scheduler: &'s Scheduler,
     zone: Option<&'s str>,
-    per_node: Option<u32>,
+    need: &'s Need,
     vacated: BTreeMap<NodeId, u32>,
 }
 
@@ -302,11 +309,12 @@ impl Yields<'_> {
             let node = self.scheduler.at(member.node);
             let wrong_zone = self.zone.is_some_and(|zone| node.capacity.place.zone != zone);
             let over = matches!(member.state, MemberState::Ended(_));
-            if wrong_zone || over || !node.serving || node.claimed.is_some() {
+            let unsuited = self.need.unsuited.contains(&node.id);
+            if wrong_zone || over || unsuited || !node.serving || node.claimed.is_some() {
                 continue;
             }
-            let needs = self.per_node.unwrap_or(node.capacity.devices);
-            if self.per_node.is_some() && !node.capacity.shared {
+            let needs = self.need.per_node.unwrap_or(node.capacity.devices);
+            if self.need.per_node.is_some() && !node.capacity.shared {
                 continue;
             }
             let held = node.held.get(&job.id).copied().unwrap_or(0);

@@ -11,41 +11,137 @@ use std::fmt;
 #[allow(missing_docs, reason = "`Display` below says each in words, with its fields")]
 pub enum Reason {
     Submitted,
-    WaitsForNodes { group: String, wanted: u32, free: u32, capacity: u32 },
-    WaitsForTurn { behind: JobId },
-    WaitsForSuspends { jobs: Vec<JobId> },
-    WaitsForQuantum { job: JobId, left_ms: u64 },
+    WaitsForNodes {
+        group: String,
+        wanted: u32,
+        free: u32,
+        capacity: u32,
+    },
+    WaitsForTurn {
+        behind: JobId,
+    },
+    WaitsForSuspends {
+        jobs: Vec<JobId>,
+    },
+    WaitsForQuantum {
+        job: JobId,
+        left_ms: u64,
+    },
     WaitsForNodeReports,
-    OverQuota { user: String, priority: Priority, group: String, held: Amount, limit: Amount },
-    TooLarge { group: String, wanted: u32, capacity: u32 },
-    NoSuchGroup { group: String },
-    CrossZoneTaken { by: JobId },
-    BacksOff { failure: Failure, retry: u32, max_retries: u32, wait_ms: u64 },
-    Placed { attempt: Attempt, nodes: u32, switches: u32, zones: u32, shrunk_from: Option<u32> },
-    Started { attempt: Attempt },
-    PreemptedBy { job: JobId, priority: Priority, cost_device_s: u64 },
-    PreemptionEnded { by: JobId },
+    OverQuota {
+        user: String,
+        priority: Priority,
+        group: String,
+        held: Amount,
+        limit: Amount,
+    },
+    TooLarge {
+        group: String,
+        wanted: u32,
+        capacity: u32,
+    },
+    NoSuchGroup {
+        group: String,
+    },
+    CrossZoneTaken {
+        by: JobId,
+    },
+    BacksOff {
+        failure: Failure,
+        retry: u32,
+        max_retries: u32,
+        wait_ms: u64,
+    },
+    Placed {
+        attempt: Attempt,
+        nodes: u32,
+        switches: u32,
+        zones: u32,
+        shrunk_from: Option<u32>,
+    },
+    Started {
+        attempt: Attempt,
+    },
+    PreemptedBy {
+        job: JobId,
+        priority: Priority,
+        cost_device_s: u64,
+    },
+    PreemptionEnded {
+        by: JobId,
+    },
     SuspendedByUser,
     SuspendedInRunDirectory,
     SuspendedByNode,
     ResumedByUser,
     CancelledByUser,
-    NodeDrained { node: NodeName },
-    SuspendOverran { grace_ms: u64 },
-    MemberFailed { node: NodeName, failure: Failure },
-    FailedForGood { failure: Failure },
-    RetriesSpent { failure: Failure, retries: u32 },
-    StartOverran { deadline_ms: u64, missing: u32 },
-    Hung { timeout_ms: u64, step: u64 },
-    Finished { attempt: Attempt },
-    NodeRegistered { devices: u32 },
-    NodeSilent { silent_ms: u64 },
+    NodeDrained {
+        node: NodeName,
+    },
+    SuspendOverran {
+        grace_ms: u64,
+    },
+    MemberFailed {
+        node: NodeName,
+        failure: Failure,
+    },
+    FailedForGood {
+        failure: Failure,
+    },
+    RetriesSpent {
+        failure: Failure,
+        retries: u32,
+    },
+    StartOverran {
+        deadline_ms: u64,
+        missing: u32,
+    },
+    Hung {
+        timeout_ms: u64,
+        step: u64,
+    },
+    Finished {
+        attempt: Attempt,
+    },
+    NodeRegistered {
+        devices: u32,
+    },
+    NodeSilent {
+        silent_ms: u64,
+    },
     NodeDisconnected,
-    NodeLost { silent_ms: u64, jobs: u32 },
-    NodeUnfit { message: String },
+    NodeLost {
+        silent_ms: u64,
+        jobs: u32,
+    },
+    NodeUnfit {
+        message: String,
+    },
+    NodeUnfitFor {
+        left_ms: u64,
+        message: String,
+    },
+    NodesUnfit {
+        group: String,
+        wanted: u32,
+        capacity: u32,
+        node: NodeName,
+        left_ms: u64,
+        message: String,
+    },
+    UnsuitedEverywhere {
+        failure: Failure,
+        nodes: u32,
+    },
+    TriedElsewhere {
+        failure: Failure,
+    },
+    NodeLeft,
     NodeResumed,
     NodeFree,
-    StaleAttempt { newest: Attempt },
+    StaleAttempt {
+        newest: Attempt,
+    },
     StaleSession,
     TooManyNodes { max_nodes: u32 },
     NameTaken { node: NodeName, holder: Instance, other: Instance },
@@ -87,6 +183,10 @@ impl fmt::Display for Reason {
             R::RetriesSpent { failure, retries } => {
                 write!(f, "failed after {retries} retries without progress: {failure}")
             }
+            R::UnsuitedEverywhere { failure, nodes } => {
+                write!(f, "failed: {nodes} nodes are not the ones for it; the last: {failure}")
+            }
+            R::TriedElsewhere { failure } => write!(f, "tried on another node after {failure}"),
             R::StartOverran { deadline_ms, missing } => {
                 write!(f, "{missing} nodes had not started after {}", Span(*deadline_ms))
             }
@@ -140,6 +240,12 @@ impl Reason {
                 f,
                 "waits for more nodes: wants {wanted}, group {group} has {capacity} in service"
             ),
+            Reason::NodesUnfit { group, wanted, capacity, node, left_ms, message } => write!(
+                f,
+                "waits for more nodes: wants {wanted}, group {group} has {capacity} in service; {node} is \
+                 unfit for {}: {message}",
+                Span(*left_ms)
+            ),
             Reason::NoSuchGroup { group } => write!(f, "waits: no node of group {group} is known"),
             Reason::CrossZoneTaken { by } => {
                 write!(f, "waits: would run across zones, as job {by} does; only one may")
@@ -162,6 +268,10 @@ impl Reason {
                 write!(f, "lost after {} of silence, with {jobs} jobs", Span(*silent_ms))
             }
             Reason::NodeUnfit { message } => write!(f, "unfit: {message}"),
+            Reason::NodeUnfitFor { left_ms, message } => {
+                write!(f, "unfit for {}: {message}", Span(*left_ms))
+            }
+            Reason::NodeLeft => f.write_str("its worker was stopped"),
             Reason::NodeResumed => f.write_str("back in service"),
             Reason::NodeFree => f.write_str("drained: nothing runs there"),
             Reason::StaleAttempt { newest } => {

@@ -242,17 +242,18 @@ impl SchedulerService for Api {
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::Node>, Status> {
-        let v1::DrainNodeRequest { node, suspend_jobs } = request.into_inner();
+        let v1::DrainNodeRequest { node, suspend_jobs, by_host } = request.into_inner();
         let name = NodeName(node.clone());
-        self.on_node(node, Command::Drain { node: name, suspend_jobs }).await
+        self.on_node(node, Command::Drain { node: name, suspend_jobs, by_host }).await
     }
 
     async fn resume_node(
         &self,
         request: Request<v1::ResumeNodeRequest>,
     ) -> Result<Response<v1::Node>, Status> {
-        let node = request.into_inner().node;
-        self.on_node(node.clone(), Command::ResumeNode { node: NodeName(node) }).await
+        let v1::ResumeNodeRequest { node, only_host } = request.into_inner();
+        let name = NodeName(node.clone());
+        self.on_node(node, Command::ResumeNode { node: name, only_host }).await
     }
 
     async fn list_quotas(

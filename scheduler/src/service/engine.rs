@@ -281,6 +281,9 @@ impl Engine {
     fn worker(&mut self, node: NodeName, session: u64, said: Said) {
         match said {
             Said::Heartbeat(heartbeat) => self.heartbeat(node, session, heartbeat),
+            Said::Left => {
+                self.step(Event::Left { node, session });
+            }
             Said::Started(job, attempt) => {
                 self.step(Event::AttemptStarted { node, session, job, attempt });
             }

@@ -71,6 +71,8 @@ impl Message {
 /// What a worker says.
 pub(super) enum Said {
     Heartbeat(v1::Heartbeat),
+    /// It leaves on purpose.
+    Left,
     Started(JobId, Attempt),
     /// `last`: how far its ranks came.
     Ended {

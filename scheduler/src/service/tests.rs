@@ -254,13 +254,16 @@ async fn suspend_resume_cancel_drain_and_what_is_refused() {
     let job = job_in(&mut client, 1, v1::JobState::Suspended).await;
     assert_eq!(job.wanted(), v1::Wanted::Suspended);
     worker.told().await;
-    let drain = v1::DrainNodeRequest { node: "n1".into(), suspend_jobs: true };
+    let drain = v1::DrainNodeRequest { node: "n1".into(), suspend_jobs: true, by_host: false };
     let node = client.drain_node(drain).await.expect("drains").into_inner();
     assert!(node.draining && node.reason.expect("set").text.contains("nothing runs"));
     let resumed = client.resume_job(v1::ResumeJobRequest { job: 1 }).await.expect("resumed");
     let why = resumed.into_inner().reason.expect("set");
     assert_eq!(why.code, "too_large", "{}", why.text);
-    client.resume_node(v1::ResumeNodeRequest { node: "n1".into() }).await.expect("back");
+    client
+        .resume_node(v1::ResumeNodeRequest { node: "n1".into(), only_host: false })
+        .await
+        .expect("back");
     assert!(matches!(worker.told().await, Down::StartAttempt(s) if s.attempt == 2));
     client.cancel_job(v1::CancelJobRequest { job: 1 }).await.expect("asked");
     assert!(matches!(worker.told().await, Down::KillAttempt(k) if k.attempt == 2));

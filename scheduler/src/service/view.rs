@@ -120,10 +120,15 @@ fn failure(job: &Job) -> Option<&Failure> {
 fn why(node: &Node, now: Time) -> Reason {
     let silent_ms = now - node.heard;
     match node.state {
+        NodeState::Lost if node.left => Reason::NodeLeft,
         NodeState::Lost => Reason::NodeLost { silent_ms, jobs: node.held.len() as u32 },
         NodeState::Silent => Reason::NodeSilent { silent_ms },
         NodeState::Online if node.draining && node.held.is_empty() => Reason::NodeFree,
         NodeState::Online if node.draining => Reason::NodeDrained { node: node.name.clone() },
+        NodeState::Online if node.unfit_until > now => Reason::NodeUnfitFor {
+            left_ms: node.unfit_until - now,
+            message: node.unfit_for.clone(),
+        },
         NodeState::Online => Reason::NodeRegistered { devices: node.capacity.devices },
     }
 }

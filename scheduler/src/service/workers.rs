@@ -78,7 +78,11 @@ async fn listen(
         if matches!(said, Said::Heartbeat(_)) {
             patience = limits::SLOW_READERS;
         }
+        let leaves = matches!(said, Said::Left);
         link.send(Message::Worker { node: node.clone(), session, said }).await?;
+        if leaves {
+            return Ok(());
+        }
     }
     Ok(())
 }
@@ -104,6 +108,7 @@ pub(super) fn said(message: v1::WorkerMessage) -> Result<Option<Said>, Status> {
                 last,
             }
         }
+        Body::Leave(_) => Said::Left,
         Body::LogChunk(_) => return Ok(None),
     }))
 }

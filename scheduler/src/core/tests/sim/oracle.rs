@@ -217,6 +217,7 @@ fn overdue(world: &World, job: &Job) -> Option<(JobId, String)> {
         nodes
             .filter(|node| node.is_in_service(Time(world.now)) && node.state == NodeState::Online)
             .filter(|node| node.capacity.group == *group && node.capacity.place.zone == zone)
+            .filter(|node| !job.unsuited.contains(&node.id))
             .count()
     };
     let fits = ["east", "west"].iter().any(|zone| serves(zone) >= size);

@@ -14,6 +14,8 @@ pub(super) enum Happens {
     Partition(usize, u64),
     /// The connection breaks; the worker connects again at once.
     Break(usize),
+    /// The daemon says that it leaves, and comes back after so long.
+    Leaves(usize, u64),
     /// The daemon dies, or is stopped, and comes back after so long; ranks live on.
     DaemonDies(usize, u64),
     /// Everything on the node dies; it is back after so long.
@@ -90,7 +92,8 @@ pub(super) fn something(rng: &mut Rng, nodes: &[NodeName], jobs: u64) -> Happens
     match rng.within(0, 99) {
         0..=14 => Happens::Partition(node, rng.within(300, 9_000)),
         15..=24 => Happens::Break(node),
-        25..=34 => Happens::DaemonDies(node, rng.within(100, 7_000)),
+        25..=31 => Happens::DaemonDies(node, rng.within(100, 7_000)),
+        32..=34 => Happens::Leaves(node, rng.within(100, 7_000)),
         35..=41 => Happens::Reboots(node, rng.within(500, 6_000)),
         42..=51 => Happens::RankFails(rng.next()),
         52..=56 => Happens::Hangs(rng.next()),
@@ -100,9 +103,13 @@ pub(super) fn something(rng: &mut Rng, nodes: &[NodeName], jobs: u64) -> Happens
         85..=87 => Happens::Ask(Command::Cancel { job }),
         88..=91 => {
             let suspend_jobs = rng.chance(50);
-            Happens::Ask(Command::Drain { node: nodes[node].clone(), suspend_jobs })
+            let by_host = rng.chance(30);
+            Happens::Ask(Command::Drain { node: nodes[node].clone(), suspend_jobs, by_host })
         }
-        92..=95 => Happens::Ask(Command::ResumeNode { node: nodes[node].clone() }),
+        92..=95 => {
+            let only_host = rng.chance(30);
+            Happens::Ask(Command::ResumeNode { node: nodes[node].clone(), only_host })
+        }
         _ => Happens::Ask(Command::SetQuota(quota(rng))),
     }
 }

@@ -423,7 +423,7 @@ impl World {
         }
         for index in 0..self.workers.len() {
             let node = self.workers[index].name.clone();
-            self.ask(Command::ResumeNode { node })?;
+            self.ask(Command::ResumeNode { node, only_host: false })?;
         }
         let quotas: Vec<_> = self.scheduler.quotas().collect();
         for quota in quotas {
@@ -577,7 +577,8 @@ impl World {
         let (fails, load, save) =
             (self.faults && self.rng.chance(2), self.rng.within(50, 800), self.rng.within(50, 700));
         if fails {
-            let outcome = failed(FailureClass::NodeUnfit, "memory is taken");
+            let class = *self.rng.pick(&[FailureClass::NodeUnfit, FailureClass::Unsuited]);
+            let outcome = failed(class, "memory is taken");
             self.workers[index].journal.insert(key, Some(outcome.clone()));
             let (job, attempt) = key;
             let event = Event::AttemptEnded { node: name, session, job, attempt, outcome };
@@ -695,6 +696,15 @@ impl World {
             Happens::Partition(index, ms) | Happens::DaemonDies(index, ms) => {
                 self.workers[index].away_until = self.now + ms;
                 self.disconnect(index);
+            }
+            Happens::Leaves(index, ms) => {
+                let node = self.workers[index].name.clone();
+                if let Some(session) = self.workers[index].session {
+                    self.send_up(index, Event::Left { node, session });
+                }
+                // What it says last arrives.
+                let gone = self.workers[index].last_up + 1;
+                self.due(gone, Due::Happens(Happens::DaemonDies(index, ms)));
             }
             Happens::Break(index) => self.disconnect(index),
             Happens::Reboots(index, ms) => {

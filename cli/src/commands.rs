@@ -226,7 +226,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, CliError> {
         Command::Scheduler(args) => scheduler::run(&args, environment),
         Command::Worker(args) => daemon::worker(&args, environment),
         Command::Pilot(args) => pilot::run(&args, environment),
-        Command::Shim(args) => shim::run(&args),
+        Command::Shim(args) => shim::run(&args, environment),
         Command::Ranks(args) => ranks::run(&args),
         Command::Trace(command) => trace::run(command),
         Command::Replay(args) => replay::run(&args),

@@ -86,6 +86,8 @@ pub(crate) enum CliError {
     Rank { failure: Box<Failure>, exit_code: u8 },
     #[error("{} is not a run directory: {what}", .path.display())]
     NotARun { path: PathBuf, what: String },
+    #[error("--cores: {0}")]
+    Cores(#[from] lampyris_worker::cores::CoreListError),
     #[error("{0}")]
     Status(#[from] lampyris_worker::shim::status::ReadError),
     #[error("{0}")]

@@ -19,6 +19,7 @@ mod selected;
 mod slurm;
 mod started_run;
 mod trace_summary;
+mod verified;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use crate::screen::{self, TrainingView};
 use lampyris_data::Dataset;
 use lampyris_plan::TrainPlan;
 use lampyris_proto::{Attempt, Rank};
+use lampyris_worker::cores::{Claim, CoreList, Given};
 use lampyris_worker::report::Report;
 use lampyris_worker::shim::{Options, Outcome, Rendezvous};
 use std::ffi::OsString;
@@ -70,7 +71,8 @@ impl StartedRun<'_> {
         let there = place.map(|place| Rendezvous { address: place.address, secret: place.secret });
         let here = hosted.as_ref().map(|hosted| hosted.rendezvous.clone());
         interrupt::hand_over();
-        let (service, _handle) = self.shim(here.or(there)).build()?;
+        let (_claim, cores) = self.claim_cores();
+        let (service, _handle) = self.shim(here.or(there), cores).build()?;
         let (sender, events) = sync_channel(EVENT_LIMIT);
         let terminal = screen::has_terminal();
         // The shim has the main thread: the ranks' lives are tied to the thread that starts them.
@@ -104,7 +106,41 @@ impl StartedRun<'_> {
         }
     }
 
-    fn shim(&self, rendezvous: Option<Rendezvous>) -> Options {
+    /// Takes the cores of this machine that no other run has, as far as the plan can use them.
+    fn claim_cores(&self) -> (Claim, Given) {
+        let all = CoreList::allowed();
+        let threads = self.start.plan.parallel.threads_per_rank;
+        let wanted = match threads {
+            0 => all.len(),
+            threads => all.len().min(threads.saturating_mul(self.local_ranks())),
+        };
+        let claim = Claim::take(&all, wanted);
+        let free = claim.own().len();
+        // A plan that fixes the threads keeps them, and with them its bits: nothing is gained by holding it to few cores.
+        let given = match threads {
+            0 => claim.given(&all),
+            _ => Given { cores: all, shared: false },
+        };
+        if free < wanted {
+            screen::note(format_args!(
+                "other runs compute on this machine: {free} of the {wanted} cores that this run could use are free"
+            ));
+        }
+        if given.shared {
+            screen::note("it shares all of them, with one thread per rank");
+        }
+        (claim, given)
+    }
+
+    /// Ranks on this machine.
+    fn local_ranks(&self) -> usize {
+        match &self.start.place {
+            None => self.start.layout.world(),
+            Some(_) => self.start.layout.ranks_per_node,
+        }
+    }
+
+    fn shim(&self, rendezvous: Option<Rendezvous>, cores: Given) -> Options {
         let Start { run, dataset, layout, .. } = &self.start;
         let mut arguments: Vec<OsString> = vec![
             "train".into(),
@@ -114,21 +150,19 @@ impl StartedRun<'_> {
             dataset.folder().into(),
         ];
         arguments.extend(self.start.trace.then(|| "--trace".into()));
-        let (node, local_ranks) = match &self.start.place {
-            None => (0, layout.world()),
-            Some(place) => (place.node, layout.ranks_per_node),
-        };
+        let node = self.start.place.as_ref().map_or(0, |place| place.node);
         Options {
             program: self.start.rank_program.clone(),
             arguments,
             run_dir: run.path().to_path_buf(),
             attempt: self.attempt,
             first_rank: Rank((node * layout.ranks_per_node) as u64),
-            local_ranks,
+            local_ranks: self.local_ranks(),
             world: layout.world() as u64,
             nodes: layout.nodes as u64,
             node: node as u64,
             rendezvous,
+            cores,
             build_id: rank_program::build_id(),
             deadline: None,
             report_after: REPORT_AFTER,

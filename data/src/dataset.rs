@@ -104,6 +104,11 @@ impl Dataset {
         &self.folder
     }
 
+    /// Names of its files, the manifest aside.
+    pub fn file_names(&self) -> impl Iterator<Item = &str> {
+        self.manifest.files.keys().map(String::as_str)
+    }
+
     /// What it holds.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

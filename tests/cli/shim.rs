@@ -4,6 +4,7 @@ use lampyris_comm::{Secret, Server};
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::{Attempt, Rank, Step};
 use lampyris_tests::program;
+use lampyris_worker::cores::Given;
 use lampyris_worker::shim::{
     Event, Failure, FailureCause, Handle, Options, Outcome, Rendezvous, ShimError, boottime,
     control, status,
@@ -42,6 +43,7 @@ fn options(run_dir: &Path, script: &str, local_ranks: usize) -> Options {
         nodes: 1,
         node: 0,
         rendezvous: (local_ranks > 1).then(nowhere),
+        cores: Given::default(),
         build_id: lampyris_proto::build_id(lampyris_plan::train_plan::SCHEMA),
         deadline: None,
         report_after: Duration::from_millis(300),

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod access;
+mod blame;
 mod desk;
 mod faults;
 mod history;

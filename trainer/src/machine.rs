@@ -6,16 +6,36 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor};
 
+/// The share of cores of which the shim has told this rank.
+fn share() -> Option<usize> {
+    std::env::var("OMP_NUM_THREADS").ok()?.parse().ok()
+}
+
+/// What to tell a person whose plan has more threads than this rank has cores, if so. The plan's number stays: bits of
+/// matrix products may depend on it.
+pub fn crowded(plan: &TrainPlan) -> Option<String> {
+    let (threads, cores) = (plan.parallel.threads_per_rank, share()?);
+    (threads > cores).then(|| {
+        format!(
+            "parallel.threads_per_rank = {threads}, but this rank was given {cores} cores: it will be slow; \
+             0 takes as many threads as there are cores"
+        )
+    })
+}
+
 /// The device of a rank and its threads, set up for this process.
 pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result<Device> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    // The shim names the share of each of several ranks, and may have pinned this one to it.
-    let share = std::env::var("OMP_NUM_THREADS").ok().and_then(|share| share.parse().ok());
+    // The shim names the share of a rank, and may have pinned it to that.
     let threads = match plan.parallel.threads_per_rank {
-        0 => share.unwrap_or(cores / local_ranks.max(1)).max(1),
+        0 => share().unwrap_or(cores / local_ranks.max(1)).max(1),
         threads => threads,
     };
     tch::set_num_threads(i32::try_from(threads)?);
+    if tch::get_num_interop_threads() != 1 {
+        // Nothing here runs several operators side by side.
+        tch::set_num_interop_threads(1);
+    }
     match plan.device {
         train_plan::Device::Cpu => Ok(Device::Cpu),
         train_plan::Device::Cuda if Cuda::is_available() => Ok(Device::Cuda(local_rank)),

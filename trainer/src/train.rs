@@ -113,6 +113,9 @@ pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> 
         threads: u32::try_from(tch::get_num_threads())?,
         device: machine::device_name(device),
     }));
+    if let Some(text) = machine::crowded(plan) {
+        link.send(Body::Note(rank::Note { severity: Severity::Warning.into(), text }));
+    }
     let dataset = Dataset::open(&options.dataset)?;
     dataset.check_vocabulary(plan.model.vocab_size)?;
     let run = Run::open(Arc::new(RealDisk), &options.run_dir)?;

@@ -10,6 +10,8 @@
 
 mod attempts;
 mod fitness;
+#[cfg(test)]
+mod fuzz;
 mod lease;
 mod link;
 mod logs;

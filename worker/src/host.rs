@@ -5,20 +5,24 @@
 //! What it does not do: choose, retry, or talk to the scheduler.
 
 use crate::board::Board;
+use crate::cores::{Claim as CoreClaim, CoreList, Given};
 use crate::fail_point;
 use crate::launch::{Folder, Launch, Process, Processes};
 use crate::meeting;
 use crate::processes::boot_id;
 use crate::report::Report;
-use crate::shim::{self, Event, Failure, FailureCause, Handle, Options, Outcome, ShimError};
+use crate::run_file::{self, For};
+use crate::shim::{
+    self, Event, Failure, FailureCause, Handle, Options, Outcome, ShimError, log_name,
+};
 use lampyris_proto::v1::{FromShim, ToShim, failure::Class, outcome::Kind};
 use lampyris_proto::{Rank, frame, v1};
 use rustix::fs::{FallocateFlags, fallocate};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -34,21 +38,34 @@ const REPORT_AFTER: Duration = Duration::from_secs(60);
 /// How often logs are measured: a rank that writes 100 MB/s is 500 MB over the limit at most.
 const LOG_PERIOD: Duration = Duration::from_secs(5);
 
-/// What must be done before ranks may start: the caller claims the attempt and locks the run directory. What it gives
-/// back is kept while the ranks live.
-pub type Claim<'a, G> = &'a dyn Fn(&Launch) -> Result<G, String>;
+/// What the caller does before ranks may start.
+pub struct Ready<'a, G> {
+    /// On every node: whether what is to run fits together and is whole.
+    pub check: &'a dyn Fn(&Launch) -> Result<(), Wrong>,
+    /// On node 0: claims the attempt and locks the run directory. What it gives back is kept while the ranks live.
+    pub claim: &'a dyn Fn(&Launch) -> Result<G, String>,
+}
+
+/// What is wrong before a start, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrong {
+    /// With the job: it would be wrong everywhere and every time.
+    Job(String),
+    /// It cannot be found out here and now.
+    Here(String),
+}
 
 /// Runs what `folder` says to the end, and notes how it ended there.
 ///
 /// # Errors
 /// When the folder cannot be read or written. All else is an outcome.
-pub fn run<G>(folder: &Folder, claim: Claim<'_, G>) -> io::Result<()> {
+pub fn run<G>(folder: &Folder, ready: &Ready<'_, G>) -> io::Result<()> {
     // Signals of the terminal at which the worker was started are not for the ranks.
     rustix::process::setsid().ok();
     let launch = folder.launch()?;
     note_processes(folder, Vec::new());
     fail_point::reached("start");
-    let outcome = attempt(folder, &launch, claim).unwrap_or_else(|failure| v1::Outcome {
+    let outcome = attempt(folder, &launch, ready).unwrap_or_else(|failure| v1::Outcome {
         kind: Some(Kind::Failed(failure)),
         progress: None,
     });
@@ -59,19 +76,24 @@ pub fn run<G>(folder: &Folder, claim: Claim<'_, G>) -> io::Result<()> {
 fn attempt<G>(
     folder: &Folder,
     launch: &Launch,
-    claim: Claim<'_, G>,
+    ready: &Ready<'_, G>,
 ) -> Result<v1::Outcome, v1::Failure> {
     let listener = listen(folder).map_err(|e| infrastructure(format!("no socket: {e}")))?;
     let desk = Arc::new(Desk::new(launch));
     let answers = Arc::clone(&desk);
     thread::spawn(move || answers.answer(&listener));
+    (ready.check)(launch).map_err(wrong)?;
+    if desk.is_over() {
+        return Err(infrastructure("its lease passed before its ranks were started".into()));
+    }
     let _claimed = match launch.node {
-        0 => Some(claim(launch).map_err(infrastructure)?),
+        0 => Some((ready.claim)(launch).map_err(infrastructure)?),
         _ => None,
     };
     let meeting = meeting::of(launch, &|| desk.is_over()).map_err(infrastructure)?;
     let rendezvous = meeting.as_ref().map(|meeting| meeting.rendezvous.clone());
-    let mut options = options(launch, rendezvous);
+    let cores = core_claim(launch);
+    let mut options = options(launch, rendezvous, cores.given(&launch.cores));
     options.deadline = Some(desk.deadline());
     let (service, handle) = options.build().map_err(shim_failure)?;
     desk.open(handle);
@@ -94,7 +116,7 @@ fn attempt<G>(
     Ok(outcome_message(outcome, v1::Progress { ranks: Vec::new(), ..progress }))
 }
 
-fn options(launch: &Launch, rendezvous: Option<shim::Rendezvous>) -> Options {
+fn options(launch: &Launch, rendezvous: Option<shim::Rendezvous>, cores: Given) -> Options {
     let plan = launch.run_dir.join("plan.toml");
     let arguments = vec![
         "train".into(),
@@ -108,17 +130,30 @@ fn options(launch: &Launch, rendezvous: Option<shim::Rendezvous>) -> Options {
         arguments,
         run_dir: launch.run_dir.clone(),
         attempt: launch.run_attempt,
-        first_rank: Rank(launch.node * launch.ranks_per_node),
+        first_rank: launch.first_rank(),
         local_ranks: launch.ranks_per_node as usize,
         world: launch.nodes * launch.ranks_per_node,
         nodes: launch.nodes,
         node: launch.node,
         rendezvous,
+        cores,
         build_id: launch.build_id.clone(),
         deadline: None,
         report_after: REPORT_AFTER,
         handle_signals: true,
     }
+}
+
+/// Takes this attempt's share of its worker's cores, those first that no other run of this machine computes on.
+fn core_claim(launch: &Launch) -> CoreClaim {
+    let all = if launch.cores.is_empty() { CoreList::allowed() } else { launch.cores.clone() };
+    let wanted = if launch.core_share == 0 { all.len() } else { launch.core_share };
+    let claim = CoreClaim::take(&all, wanted);
+    if claim.own().len() < wanted {
+        let (own, of) = (claim.own(), all.to_string());
+        tracing::warn!(wanted, %own, %of, "other runs compute on this attempt's cores");
+    }
+    claim
 }
 
 fn listen(folder: &Folder) -> io::Result<UnixListener> {
@@ -171,7 +206,7 @@ struct Desk {
 
 impl Desk {
     fn new(launch: &Launch) -> Desk {
-        let first = Rank(launch.node * launch.ranks_per_node);
+        let first = launch.first_rank();
         let (node, ranks) = (launch.node_name.clone(), launch.ranks_per_node as usize);
         Desk {
             board: Mutex::new(Board::new(node, first, ranks, Instant::now())),
@@ -231,11 +266,14 @@ impl Desk {
 
 /// Keeps the logs short while this process lives.
 fn shorten_logs(launch: &Launch) {
-    let (logs, bytes) = (log_paths(launch), launch.log_bytes);
+    let launch = launch.clone();
     thread::spawn(move || {
         loop {
             thread::sleep(LOG_PERIOD);
-            logs.iter().for_each(|log| keep_newest(log, bytes));
+            for rank in launch.local_ranks() {
+                let log = log_name(rank, launch.run_attempt);
+                keep_newest(&launch.run_dir, &log, launch.log_bytes);
+            }
         }
     });
 }
@@ -244,21 +282,10 @@ fn lock(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
     board.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn log_paths(launch: &Launch) -> Vec<PathBuf> {
-    let first = launch.node * launch.ranks_per_node;
-    let of = |rank| log_path(&launch.run_dir, rank, launch.run_attempt.0);
-    (first..first + launch.ranks_per_node).map(of).collect()
-}
-
-/// Where the output of a rank goes.
-pub(crate) fn log_path(run_dir: &std::path::Path, rank: u64, run_attempt: u64) -> PathBuf {
-    run_dir.join(format!("logs/rank-{rank}.attempt-{run_attempt}.log"))
-}
-
 /// Gives the older half of a log of more than `bytes` on disk back to the file system. Offsets stay as they are, and the
 /// rank that appends notices nothing. On a file system without holes the log grows on.
-fn keep_newest(path: &std::path::Path, bytes: u64) {
-    let Ok(file) = OpenOptions::new().write(true).open(path) else { return };
+fn keep_newest(run_dir: &Path, log: &str, bytes: u64) {
+    let Ok(file) = run_file::open(run_dir, log, For::Changing) else { return };
     let Ok(of) = file.metadata() else { return };
     // st_blocks counts 512 bytes whatever the file system's block is.
     if of.blocks() * 512 > bytes {
@@ -271,6 +298,14 @@ fn punch(file: &File, length: u64) {
     if let Err(error) = fallocate(file, flags, 0, length) {
         tracing::debug!(%error, "this file system cannot shorten logs");
     }
+}
+
+fn wrong(wrong: Wrong) -> v1::Failure {
+    let (class, message) = match wrong {
+        Wrong::Job(message) => (Class::BadRecipe, message),
+        Wrong::Here(message) => (Class::Unsuited, message),
+    };
+    v1::Failure { class: class.into(), ..infrastructure(message) }
 }
 
 fn infrastructure(message: String) -> v1::Failure {
@@ -327,14 +362,14 @@ mod tests {
     fn a_long_log_keeps_its_newest_part_and_its_offsets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let mut file = run_file::open(dir.path(), "log", For::Appending).unwrap();
         file.write_all(&vec![b'a'; 1 << 20]).unwrap();
         file.write_all(b"the end").unwrap();
         file.sync_all().unwrap();
         let before = file.metadata().unwrap();
-        keep_newest(&path, 2 << 20);
+        keep_newest(dir.path(), "log", 2 << 20);
         assert_eq!(file.metadata().unwrap().blocks(), before.blocks());
-        keep_newest(&path, 256 << 10);
+        keep_newest(dir.path(), "log", 256 << 10);
         assert_eq!(file.metadata().unwrap().len(), before.len());
         assert!(file.metadata().unwrap().blocks() * 512 <= 160 << 10);
         file.write_all(b"!").unwrap();

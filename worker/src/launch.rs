@@ -9,8 +9,10 @@
 //! | `processes.json` | shim, once the ranks exist | whom to kill if the shim dies without them |
 //! | `outcome` | shim, when all is over | how it ended |
 
+use crate::cores::CoreList;
 use crate::private;
-use lampyris_proto::{Attempt, JobId, v1};
+use lampyris_comm::wire;
+use lampyris_proto::{Attempt, JobId, Rank, v1};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
@@ -24,6 +26,12 @@ const OUTCOME_BYTES: u64 = 4096;
 
 /// Longest failure message that is kept; with it an outcome fits [`OUTCOME_BYTES`].
 const MESSAGE_CHARS: usize = 800;
+
+/// Most ranks of a job: what a rendezvous serves.
+const MAX_RANKS: u64 = wire::table::MAX_RANKS as u64;
+
+/// The last attempt of a run directory: ranks know it as a number of 32 bits.
+const MAX_ATTEMPT: u64 = u32::MAX as u64;
 
 /// What one node of one attempt runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +64,47 @@ pub struct Launch {
     pub deadline_ns: u64,
     /// Log of a rank on disk beyond which its older half is given back.
     pub log_bytes: u64,
+    /// The cores of this node's worker; none means all of the machine.
+    #[serde(default)]
+    pub cores: CoreList,
+    /// How many of them are for this attempt; 0 means all.
+    #[serde(default)]
+    pub core_share: usize,
+}
+
+impl Launch {
+    /// Refuses numbers that no start can have: they come from a scheduler or from a file.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let ranks = self.nodes.checked_mul(self.ranks_per_node);
+        if ranks.is_none_or(|ranks| ranks == 0 || ranks > MAX_RANKS) {
+            let (nodes, each) = (self.nodes, self.ranks_per_node);
+            return Err(format!(
+                "{nodes} nodes of {each} ranks; a job has between 1 and {MAX_RANKS} ranks"
+            ));
+        }
+        if self.node >= self.nodes {
+            return Err(format!("node {} is not one of {}", self.node, self.nodes));
+        }
+        if self.run_attempt.0 > MAX_ATTEMPT {
+            let attempt = self.run_attempt;
+            return Err(format!("attempt {attempt} of a run directory; the last is {MAX_ATTEMPT}"));
+        }
+        Ok(())
+    }
+
+    /// Global rank of the first rank of this node.
+    pub fn first_rank(&self) -> Rank {
+        Rank(self.node * self.ranks_per_node)
+    }
+
+    /// The ranks of this node.
+    pub fn local_ranks(&self) -> impl Iterator<Item = Rank> {
+        let first = self.first_rank().0;
+        (first..first + self.ranks_per_node).map(Rank)
+    }
 }
 
 /// A process and when it began, so that another one with its number is not taken for it.
@@ -117,10 +166,9 @@ impl Folder {
     /// What runs there.
     ///
     /// # Errors
-    /// When it cannot be read: it was never made whole.
+    /// When it cannot be read, was never made whole, or has numbers that no start can have.
     pub fn launch(&self) -> io::Result<Launch> {
-        let text = fs::read(self.path.join("launch.json"))?;
-        serde_json::from_slice(&text).map_err(io::Error::from)
+        parse_launch(&fs::read(self.path.join("launch.json"))?)
     }
 
     /// Takes the lock, to hand it to the shim's process as its standard input; `None` while that process lives.
@@ -199,6 +247,13 @@ impl Folder {
     }
 }
 
+/// What `launch.json` says.
+pub(crate) fn parse_launch(text: &[u8]) -> io::Result<Launch> {
+    let launch: Launch = serde_json::from_slice(text)?;
+    launch.check().map_err(|what| io::Error::new(ErrorKind::InvalidData, what))?;
+    Ok(launch)
+}
+
 /// Writes a file that is there whole or not at all, even after a power cut.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
@@ -229,6 +284,8 @@ mod tests {
             host: [127, 0, 0, 1].into(),
             deadline_ns: 5,
             log_bytes: 1 << 20,
+            cores: "0-1".parse().unwrap(),
+            core_share: 1,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod board;
 pub mod client;
+pub mod cores;
 pub mod daemon;
 pub mod fail_point;
 pub mod hangup;
@@ -11,6 +12,6 @@ pub mod launch;
 mod meeting;
 pub mod private;
 mod processes;
-mod regular_file;
 pub mod report;
+pub mod run_file;
 pub mod shim;

@@ -62,7 +62,8 @@ impl Processes {
 }
 
 fn signal(pid: u32, send: impl Fn(Pid, Signal) -> rustix::io::Result<()>) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // Not 1: as a group that would be every process of the machine.
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
     if let Some(pid) = pid {
         // Gone already is as good.
         send(pid, Signal::KILL).ok();

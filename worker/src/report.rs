@@ -1,6 +1,7 @@
 //! What rank 0 said of an attempt that a final report shows. The host of rank 0 leaves it in the run directory as
 //! `report.json` once the attempt has finished, so that whoever waited for it can show it.
 
+use crate::run_file;
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::rank::{Evaluated, Finished, Sample, Saved, StepDone};
 use serde::{Deserialize, Serialize};
@@ -48,9 +49,7 @@ impl Report {
     /// Failures of the disk.
     pub fn write(&self, run_dir: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
-        let temporary = run_dir.join("report.json.tmp");
-        fs::write(&temporary, text + "\n")?;
-        fs::rename(temporary, run_dir.join(FILE))
+        run_file::write(run_dir, FILE, 0o666, (text + "\n").as_bytes())
     }
 
     /// That of the run directory's last finished attempt.

@@ -27,4 +27,5 @@ pub mod status;
 mod supervisor;
 
 pub use outcome::{Event, Exit, Failure, FailureCause, Outcome, SuspendReason};
+pub use rank_process::log_name;
 pub use service::{Handle, Options, Rendezvous, Service, ShimError, boottime};

@@ -3,9 +3,10 @@
 use super::{Backend, JobDetails, JobRow, LogSink, LogsWanted, Phase, RankRow, Wanted};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
-use lampyris_checkpoint::disk::regular;
-use lampyris_worker::shim::control;
+use lampyris_proto::{Attempt, Rank};
+use lampyris_worker::run_file::{self, For};
 use lampyris_worker::shim::status::{self, State, Status};
+use lampyris_worker::shim::{control, log_name};
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -78,8 +79,8 @@ impl Backend for Local {
         let run = RunDir::open(Path::new(job))?;
         let newest = read_status(&run)?.first().map_or(1, |status| status.attempt);
         let attempt = wanted.attempt.unwrap_or(newest);
-        let name = format!("logs/rank-{}.attempt-{attempt}.log", wanted.rank);
-        read_log(&run.path().join(name), wanted, out, &|| {
+        let name = log_name(Rank(wanted.rank), Attempt(attempt));
+        read_log(run.path(), &name, wanted, out, &|| {
             Ok(read_status(&run)?.iter().all(|status| status.attempt != attempt || is_over(status)))
         })
     }
@@ -105,13 +106,14 @@ impl Backend for Local {
 
 /// Reads a log from `wanted.offset`, and on while `ended` says no.
 pub(crate) fn read_log(
-    path: &Path,
+    run_dir: &Path,
+    name: &str,
     wanted: &LogsWanted,
     out: LogSink<'_>,
     ended: &dyn Fn() -> Result<bool, CliError>,
 ) -> Result<(), CliError> {
-    let failed = |error| CliError::read(path, error);
-    let mut file = regular::open(path).map_err(failed)?;
+    let failed = |error| CliError::read(&run_dir.join(name), error);
+    let mut file = run_file::open(run_dir, name, For::Reading).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let begin = match u64::try_from(wanted.offset) {
         Ok(offset) => offset.min(length),

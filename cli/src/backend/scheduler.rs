@@ -6,7 +6,9 @@ use super::{
 use crate::error::CliError;
 use lampyris_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use lampyris_proto::v1::{self, JobState, Priority};
+use lampyris_proto::{Attempt, Rank};
 use lampyris_worker::client::{Authorized, Target};
+use lampyris_worker::shim::log_name;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -211,10 +213,13 @@ impl Scheduler {
     ) -> Result<(), CliError> {
         let now = self.job(job)?;
         let run = now.run.unwrap_or_default();
-        let attempt = run.attempt_base.saturating_add(wanted.attempt.unwrap_or(now.attempt));
-        let name = format!("logs/rank-{}.attempt-{attempt}.log", wanted.rank);
-        let path = PathBuf::from(run.run_dir).join(name);
-        local::read_log(&path, wanted, out, &|| {
+        let attempt = wanted.attempt.unwrap_or(now.attempt);
+        let of_run = run.attempt_base.checked_add(attempt).map(Attempt);
+        let of_run = of_run.ok_or_else(|| CliError::Refused {
+            what: format!("job {} has had {} attempts", now.id, now.attempt),
+        })?;
+        let run_dir = PathBuf::from(run.run_dir);
+        local::read_log(&run_dir, &log_name(Rank(wanted.rank), of_run), wanted, out, &|| {
             let job = self.job(job)?;
             Ok(job.members.is_empty() || phase(job.state()).is_final())
         })

@@ -7,6 +7,7 @@ use crate::rank_program;
 use crate::screen::DaemonLog;
 use lampyris_proto::v1::Capacity;
 use lampyris_worker::client::Target;
+use lampyris_worker::cores::CoreList;
 use lampyris_worker::daemon::{Handle, Options};
 use lampyris_worker::hangup;
 use lampyris_worker::private;
@@ -20,6 +21,9 @@ use tracing_subscriber::EnvFilter;
 
 /// How often a shim is asked how far its ranks are.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long the threads of a daemon that has ended may take to end too.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a node offers.
 #[derive(Debug, Clone, clap::Args)]
@@ -52,6 +56,9 @@ pub(crate) struct WorkerArgs {
     name: Option<String>,
     #[command(flatten)]
     offer: OfferArgs,
+    /// Cores on which its jobs compute, e.g. 0-3,8 [default: all that this process may use]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<CoreList>,
     /// Address of this node that the others reach
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -109,6 +116,9 @@ impl WorkerArgs {
         if let Some(state_dir) = &self.state_dir {
             options.state_dir.clone_from(state_dir);
         }
+        if let Some(cores) = &self.cores {
+            options.cores = cores.clone().within(&options.cores)?;
+        }
         Ok(options)
     }
 }
@@ -125,6 +135,7 @@ pub(crate) fn options(
         scheduler: Target::default(),
         state_dir: PathBuf::new(),
         capacity,
+        cores: CoreList::allowed(),
         shim_command: vec![own.into(), "shim".into()],
         rank_program: rank_program::find(environment.rank_program.clone())?,
         host: Ipv4Addr::LOCALHOST.into(),
@@ -145,7 +156,7 @@ pub(crate) fn work_until(
     options: Options,
     leave: impl Future<Output = ()> + Send + 'static,
 ) -> Result<u8, CliError> {
-    runtime()?.block_on(async {
+    run_daemon(async {
         let (service, handle) = options.build()?;
         tokio::spawn(async move {
             leave.await;
@@ -163,6 +174,16 @@ pub(crate) fn spawn_worker(
     let (service, handle) = options.build()?;
     let running = tokio::spawn(async move { Ok(service.run().await?) });
     Ok((handle, running))
+}
+
+/// Runs a daemon to its end. What a disk keeps in its threads then does not keep the process.
+pub(crate) fn run_daemon<T>(
+    daemon: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(daemon);
+    runtime.shutdown_timeout(END_LIMIT);
+    ended
 }
 
 /// A runtime for a daemon.

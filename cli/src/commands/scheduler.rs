@@ -2,7 +2,7 @@
 
 use super::Environment;
 use super::cluster::{check_socket, new_socket};
-use super::daemon::{log_to_stderr, make_dir, runtime, stop_signal};
+use super::daemon::{log_to_stderr, make_dir, run_daemon, stop_signal};
 use crate::error::CliError;
 use lampyris_scheduler::core::Policy;
 use lampyris_scheduler::service::{Address, FailPoint, Options, Tls};
@@ -109,7 +109,7 @@ impl Args {
 pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
     log_to_stderr();
     let options = args.options(environment)?;
-    runtime()?.block_on(async {
+    run_daemon(async {
         options.build()?.run(stop_signal()).await?;
         Ok(0)
     })

@@ -1,11 +1,13 @@
 //! `lampyris shim FOLDER`: what a worker starts for one node of one attempt. Not for people.
 
+use super::Environment;
 use crate::error::CliError;
 use crate::run_dir::{RunDir, RunLock};
+use crate::verified;
 use lampyris_plan::Attempt;
-use lampyris_worker::host;
+use lampyris_worker::host::{self, Ready, Wrong};
 use lampyris_worker::launch::{Folder, Launch};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -13,11 +15,43 @@ pub(crate) struct Args {
     folder: PathBuf,
 }
 
-pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
+pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError> {
     super::daemon::log_to_stderr();
     let folder = Folder::new(args.folder.clone());
-    host::run(&folder, &claim).map_err(|source| CliError::write(folder.path(), source))?;
+    let check = |launch: &Launch| check(launch, &environment.cache_dir);
+    let ready = Ready { check: &check, claim: &claim };
+    host::run(&folder, &ready).map_err(|source| CliError::write(folder.path(), source))?;
     Ok(0)
+}
+
+/// What a rank would not notice, or only once all have been started: a layout that is not the plan's, text that is damaged
+/// or not the run's.
+fn check(launch: &Launch, cache_dir: &Path) -> Result<(), Wrong> {
+    let here = |error: CliError| Wrong::Here(error.to_string());
+    let run = RunDir::open(&launch.run_dir).map_err(here)?;
+    let planned = run.plan().map_err(here)?.parallel.data;
+    let (nodes, each) = (launch.nodes, launch.ranks_per_node);
+    // Both are at most a few thousand.
+    if nodes * each != planned as u64 {
+        let what =
+            format!("the plan has {planned} ranks, the job asks for {nodes} nodes of {each}");
+        return Err(Wrong::Job(what));
+    }
+    let path = launch.run_dir.display();
+    let fingerprint =
+        verified::verify(&launch.dataset, cache_dir).map_err(|error| match error {
+            lampyris_data::Error::Corrupt { .. } => {
+                Wrong::Job(format!("{error}; `lampyris adopt {path}` prepares the text again"))
+            }
+            other => Wrong::Here(other.to_string()),
+        })?;
+    match run.dataset().map_err(here)? {
+        Some(record) if record.fingerprint != fingerprint => {
+            let dataset = launch.dataset.display();
+            Err(Wrong::Job(format!("{dataset} is not the text that {path} was made for")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Locks the run directory against other programs of this machine, and claims the attempt's number in it.

@@ -3,7 +3,7 @@
 
 use super::Environment;
 use super::cluster::{ClusterArgs, new_socket, socket_address};
-use super::daemon::{self, log_to_stderr, make_dir, runtime, second_stop_signal, stop_signal};
+use super::daemon::{self, log_to_stderr, make_dir, run_daemon, second_stop_signal, stop_signal};
 use super::nodes::{Whose, drain_node, resume_node};
 use super::scheduler::PolicyArgs;
 use crate::backend::scheduler::Scheduler;
@@ -13,11 +13,13 @@ use crate::screen;
 use lampyris_proto::v1::Capacity;
 use lampyris_scheduler::core::Policy;
 use lampyris_scheduler::service::{Address, Options};
+use lampyris_worker::cores::CoreList;
+use lampyris_worker::daemon::Handle;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 /// A machine's own cluster notices a lost worker sooner than one whose network has bad minutes.
 const LEASE_MS: u64 = 10_000;
@@ -59,7 +61,9 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     stop_scheduler: oneshot::Sender<()>,
     scheduler: JoinHandle<Result<(), lampyris_scheduler::Error>>,
-    workers: Vec<(lampyris_worker::daemon::Handle, JoinHandle<Result<(), CliError>>)>,
+    workers: Vec<Handle>,
+    /// Each gives its node's name when it ends.
+    running: JoinSet<(String, Result<(), CliError>)>,
     names: Vec<String>,
 }
 
@@ -81,8 +85,9 @@ impl Cluster {
             stopped.await.ok();
         }));
         let names: Vec<String> = (0..size.nodes).map(|node| format!("node-{node}")).collect();
-        let mut workers = Vec::new();
-        for name in &names {
+        let cores = CoreList::allowed().divide(size.nodes);
+        let (mut workers, mut running) = (Vec::new(), JoinSet::new());
+        for (name, cores) in names.iter().zip(cores) {
             let capacity = Capacity {
                 group: "default".into(),
                 devices: size.devices,
@@ -92,9 +97,13 @@ impl Cluster {
             let mut options = daemon::options(name.clone(), capacity, environment)?;
             options.state_dir = dir.join(format!("worker-{name}"));
             options.scheduler.address = socket_address(dir);
-            workers.push(daemon::spawn_worker(options)?);
+            options.cores = cores;
+            let (handle, worker) = daemon::spawn_worker(options)?;
+            workers.push(handle);
+            let name = name.clone();
+            running.spawn(async move { (name, ended(worker.await)) });
         }
-        Ok(Cluster { dir: dir.into(), stop_scheduler, scheduler, workers, names })
+        Ok(Cluster { dir: dir.into(), stop_scheduler, scheduler, workers, running, names })
     }
 
     /// Where its scheduler is.
@@ -104,23 +113,51 @@ impl Cluster {
 
     /// Ends it. What still runs ends when its lease passes.
     pub(crate) async fn stop(self) -> Result<(), CliError> {
-        self.stop_workers().await?.stop_scheduler().await
+        let (cluster, stopped) = self.stop_workers().await;
+        stopped.and(cluster.stop_scheduler().await)
     }
 
-    async fn stop_workers(mut self) -> Result<Cluster, CliError> {
-        for (handle, running) in self.workers.drain(..) {
-            handle.stop();
-            running.await.map_err(|error| CliError::Daemon { what: error.to_string() })??;
+    /// Ends all workers; the first failure of one of them once all have ended.
+    async fn stop_workers(mut self) -> (Cluster, Result<(), CliError>) {
+        self.workers.iter().for_each(Handle::stop);
+        let mut stopped = Ok(());
+        while let Some((_, ended)) = self.next_end().await {
+            stopped = stopped.and(ended);
         }
-        Ok(self)
+        (self, stopped)
+    }
+
+    /// The next worker that ends: its node's name, and how.
+    async fn next_end(&mut self) -> Option<(String, Result<(), CliError>)> {
+        let next = self.running.join_next().await?;
+        Some(next.unwrap_or_else(|error| (String::new(), Err(daemon_error(&error)))))
+    }
+
+    /// Waits until a worker ends though nobody has stopped it.
+    async fn breaks(&mut self) -> CliError {
+        let (name, ended) = match self.next_end().await {
+            Some((node, ended)) => (format!("the worker of {node}"), ended),
+            None => std::future::pending().await,
+        };
+        let why = ended.err().map_or(String::new(), |error| format!(": {error}"));
+        CliError::Daemon { what: format!("{name} has ended by itself{why}") }
     }
 
     async fn stop_scheduler(self) -> Result<(), CliError> {
         // Gone already is as good.
         self.stop_scheduler.send(()).ok();
-        self.scheduler.await.map_err(|error| CliError::Daemon { what: error.to_string() })??;
+        self.scheduler.await.map_err(|error| daemon_error(&error))??;
         Ok(())
     }
+}
+
+fn daemon_error(error: &JoinError) -> CliError {
+    CliError::Daemon { what: error.to_string() }
+}
+
+/// How a task ended: a panic is a failure too.
+fn ended(task: Result<Result<(), CliError>, JoinError>) -> Result<(), CliError> {
+    task.map_err(|error| daemon_error(&error))?
 }
 
 /// Does what blocks outside the runtime's own threads.
@@ -137,26 +174,55 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     make_dir(&dir)?;
     let policy = args.policy.read(Policy { lease_ms: LEASE_MS, ..Policy::default() })?;
     let size = Size { nodes: args.nodes, devices: args.devices, shared: args.shared };
-    runtime()?.block_on(async {
-        let cluster = Cluster::start(&dir, &size, policy, environment)?;
+    run_daemon(async {
+        let mut cluster = Cluster::start(&dir, &size, policy, environment)?;
+        let (address, names) = (cluster.address(), cluster.names.clone());
+        // Those of an `up` that was killed while it emptied its nodes.
+        let reopened = (address.clone(), names.clone());
+        blocking(move || reopen(&reopened.0, &reopened.1)).await?;
         screen::say(format_args!(
-            "a cluster of {} nodes at {}\n`lampyris submit RECIPE` gives it a job, `lampyris top` shows it, Ctrl-C stops it",
+            "a cluster of {} nodes at {address}\n`lampyris submit RECIPE` gives it a job, `lampyris top` shows it, Ctrl-C stops it",
             args.nodes,
-            cluster.address()
         ));
-        stop_signal().await;
-        screen::note("checkpointing what runs; Ctrl-C again stops at once");
-        let (address, names) = (cluster.address(), cluster.names.clone());
-        tokio::select! {
-            emptied = blocking(move || empty(&address, &names)) => emptied?,
-            () = second_stop_signal() => screen::note("jobs go on from their last checkpoints"),
+        say_if_crowded(args.nodes);
+        let broken = tokio::select! {
+            () = stop_signal() => None,
+            why = cluster.breaks() => Some(why),
+        };
+        if let Some(why) = &broken {
+            tracing::error!("{why}");
         }
-        let (address, names) = (cluster.address(), cluster.names.clone());
-        let cluster = cluster.stop_workers().await?;
-        blocking(move || reopen(&address, &names)).await?;
-        cluster.stop_scheduler().await?;
-        Ok(0)
+        let stopped = stop(cluster, address, names).await;
+        broken.map_or(stopped.map(|()| 0), Err)
     })
+}
+
+/// Checkpoints what runs and ends the cluster; a signal ends it at once.
+async fn stop(cluster: Cluster, address: String, names: Vec<String>) -> Result<(), CliError> {
+    screen::note("checkpointing what runs; Ctrl-C again stops at once");
+    let drained = (address.clone(), names.clone());
+    let emptied = tokio::select! {
+        emptied = blocking(move || empty(&drained.0, &drained.1)) => emptied,
+        () = second_stop_signal() => {
+            screen::note("jobs go on from their last checkpoints");
+            Ok(())
+        }
+    };
+    // Each of these is done whatever became of the ones before.
+    let (cluster, stopped) = cluster.stop_workers().await;
+    let reopened = blocking(move || reopen(&address, &names)).await;
+    let ended = cluster.stop_scheduler().await;
+    emptied.and(stopped).and(reopened).and(ended)
+}
+
+/// Says that some workers have a core together.
+fn say_if_crowded(nodes: usize) {
+    let cores = CoreList::allowed().len();
+    if cores < nodes {
+        screen::note(format_args!(
+            "{nodes} nodes share {cores} cores: some jobs side by side are slower than alone"
+        ));
+    }
 }
 
 fn connect(address: &str) -> Result<Scheduler, CliError> {
@@ -177,11 +243,15 @@ fn empty(address: &str, nodes: &[String]) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Ends the drains, now that no worker is there to be given anything.
+/// Ends the drains that [`empty`] has made; those of a person stay.
 fn reopen(address: &str, nodes: &[String]) -> Result<(), CliError> {
     let scheduler = connect(address)?;
     for node in nodes {
-        resume_node(&scheduler, node, Whose::Hosts)?;
+        match resume_node(&scheduler, node, Whose::Hosts) {
+            // A node that never registered is not known.
+            Ok(_) | Err(CliError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }

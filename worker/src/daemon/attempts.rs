@@ -92,15 +92,15 @@ impl Attempts {
         if self.known.contains_key(&key) {
             return self.word(key);
         }
-        let launch = self.launch(options, &asked);
         let newest = self.known.keys().filter(|known| known.0 == key.0).max();
         if let Some(newest) = newest.filter(|newest| **newest > key) {
             let message = format!("attempt {} of the job is newer", newest.1);
-            let kind = Some(Kind::Failed(failure(Class::Infrastructure, message)));
-            let state = State::Ended(v1::Outcome { kind, progress: None });
-            self.known.insert(key, state);
-            return self.word(key);
+            return self.refuse(key, failure(Class::Infrastructure, message));
         }
+        let launch = match self.launch(options, &asked) {
+            Ok(launch) => launch,
+            Err(what) => return self.refuse(key, failure(Class::BadRecipe, what)),
+        };
         self.known.insert(key, State::Starting(Vec::new()));
         let start = Start {
             folder: self.folder_of(key),
@@ -119,24 +119,37 @@ impl Attempts {
         None
     }
 
-    fn launch(&self, options: &Options, asked: &v1::StartAttempt) -> Launch {
-        let run = asked.run.clone().unwrap_or_default();
-        Launch {
+    /// What cannot be started has failed.
+    fn refuse(&mut self, key: Key, why: v1::Failure) -> Option<v1::worker_message::Body> {
+        tracing::warn!(job = %key.0, attempt = %key.1, "not started: {}", why.message);
+        let outcome = v1::Outcome { kind: Some(Kind::Failed(why)), progress: None };
+        self.known.insert(key, State::Ended(outcome));
+        self.word(key)
+    }
+
+    /// What is to be started, unless the scheduler's numbers are none that a start can have.
+    fn launch(&self, options: &Options, asked: &v1::StartAttempt) -> Result<Launch, String> {
+        let run = asked.run.clone().ok_or("the order to start does not say what to run")?;
+        let launch = Launch {
             job: JobId(asked.job),
             attempt: Attempt(asked.attempt),
-            run_attempt: Attempt(run.attempt_base + asked.attempt),
+            run_attempt: run_attempt(&run, asked.attempt)?,
             run_dir: run.run_dir.into(),
             dataset: run.dataset.into(),
             rank_program: options.rank_program.clone(),
             build_id: run.build_id,
             node_name: options.node.clone(),
-            nodes: asked.nodes.len().max(1) as u64,
+            nodes: asked.nodes.len() as u64,
             node: u64::from(asked.node_index),
             ranks_per_node: u64::from(run.ranks_per_node.max(1)),
             host: options.host,
             deadline_ns: self.lease.borrow().as_nanos().try_into().unwrap_or(u64::MAX),
             log_bytes: options.log_bytes,
-        }
+            cores: options.cores.clone(),
+            core_share: core_share(options, asked),
+        };
+        launch.check()?;
+        Ok(launch)
     }
 
     /// Notes what came of a start, passes on what was ordered meanwhile, and gives the word of it.
@@ -266,6 +279,21 @@ impl Attempts {
     pub(super) fn lives(&self, key: Key) -> bool {
         self.known.get(&key).is_some_and(|state| !matches!(state, State::Ended(_)))
     }
+}
+
+/// Attempt of the run directory: with those from before it was a job.
+pub(super) fn run_attempt(run: &v1::RunSpec, attempt: u64) -> Result<Attempt, String> {
+    let base = run.attempt_base;
+    let sum = base.checked_add(attempt).map(Attempt);
+    sum.ok_or_else(|| format!("attempt {attempt} after {base} others is more than can be counted"))
+}
+
+/// How many of the node's cores an attempt has: the part that its devices are of all devices.
+fn core_share(options: &Options, asked: &v1::StartAttempt) -> usize {
+    let devices = options.capacity.devices.max(1) as usize;
+    let taken = asked.spec.as_ref().and_then(|spec| spec.devices_per_node);
+    let taken = taken.map_or(devices, |taken| devices.min(taken as usize));
+    (options.cores.len() * taken / devices).max(1)
 }
 
 /// What ranks that have ended were at is of no interest.

@@ -44,19 +44,23 @@ impl Condition {
     /// Why `run` must not be started here, if so.
     pub(super) fn refuse(&self, run: &v1::RunSpec, rank_program: &Path) -> Option<v1::Failure> {
         let mib = |bytes: u64| bytes >> 20;
+        // The node's own fault, and that of a job that is not for it: only the first takes the node out of service.
         let unfit = |message: String| Some(failure(Class::NodeUnfit, message));
+        let unsuited = |message: String| Some(failure(Class::Unsuited, message));
         let Some(disk_free) = self.disk_free else {
-            return unfit(format!("{} is no run directory on this node", run.run_dir));
+            return unsuited(format!("{} is no run directory on this node", run.run_dir));
         };
         if !self.dataset_there {
-            return unfit(format!("{} is not on this node", run.dataset));
+            return unsuited(format!("{} is not on this node", run.dataset));
         }
         if !self.rank_program_there {
             return unfit(format!("there is no {} on this node", rank_program.display()));
         }
         if self.memory_available < run.memory_bytes {
             let (needs, has) = (mib(run.memory_bytes), mib(self.memory_available));
-            return unfit(format!("its ranks need {needs} MiB of memory, {has} MiB are available"));
+            return unsuited(format!(
+                "its ranks need {needs} MiB of memory, {has} MiB are available"
+            ));
         }
         if self.memory_bandwidth < MIN_MEMORY_BANDWIDTH {
             let has = mib(self.memory_bandwidth);
@@ -105,14 +109,17 @@ mod tests {
             (failure.class(), failure.message)
         };
         let (class, message) = why(&|condition| condition.memory_available -= mib);
-        assert_eq!(class, Class::NodeUnfit);
+        assert_eq!(class, Class::Unsuited);
         assert_eq!(message, "its ranks need 100 MiB of memory, 99 MiB are available");
         let (class, message) = why(&|condition| condition.disk_free = Some(49 * mib));
         assert_eq!(class, Class::Infrastructure);
         assert_eq!(message, "/runs/a has 49 MiB free, a checkpoint needs 50");
-        assert!(why(&|condition| condition.memory_bandwidth = mib).1.contains("throttled"));
-        assert!(why(&|condition| condition.disk_free = None).1.contains("no run directory"));
-        assert_eq!(why(&|condition| condition.dataset_there = false).0, Class::NodeUnfit);
-        assert!(why(&|c| c.rank_program_there = false).1.contains("/bin/rank"));
+        let (class, message) = why(&|condition| condition.disk_free = None);
+        assert!(class == Class::Unsuited && message.contains("no run directory"), "{message}");
+        assert_eq!(why(&|condition| condition.dataset_there = false).0, Class::Unsuited);
+        let (class, message) = why(&|condition| condition.memory_bandwidth = mib);
+        assert!(class == Class::NodeUnfit && message.contains("throttled"), "{message}");
+        let (class, message) = why(&|condition| condition.rank_program_there = false);
+        assert!(class == Class::NodeUnfit && message.contains("/bin/rank"), "{message}");
     }
 }

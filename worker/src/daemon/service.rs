@@ -6,6 +6,7 @@ use super::link::Order as ToStop;
 use super::logs::Readers;
 use super::machine;
 use crate::client::{Authorized, ClientError, Target};
+use crate::cores::CoreList;
 use crate::fail_point;
 use crate::launch::Launch;
 use crate::private;
@@ -38,6 +39,9 @@ const CHUNK_LIMIT: usize = 16;
 /// How long the scheduler may take to answer a registration.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the scheduler may take to hear a goodbye.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// First and longest wait before the scheduler is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
@@ -53,6 +57,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// What the node offers.
     pub capacity: v1::Capacity,
+    /// The cores on which its attempts compute; each has a share like that of the devices.
+    pub cores: CoreList,
     /// Program and arguments that host a shim; the folder of the attempt is added.
     pub shim_command: Vec<OsString>,
     /// The rank program.
@@ -100,7 +106,8 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Ends the daemon. What runs goes on until its lease passes, or until another daemon takes it over.
+    /// Ends the daemon, which tells the scheduler so. What runs goes on until its lease passes, or until another daemon
+    /// takes it over.
     pub fn stop(&self) {
         // Full means that it is told already.
         self.stop.try_send(()).ok();
@@ -237,19 +244,22 @@ impl Service {
         mut client: WorkerServiceClient<Authorized>,
     ) -> Result<Session, Status> {
         let state_dir = self.options.state_dir.clone();
-        let found = tokio::task::spawn_blocking(move || machine::hardware(&state_dir)).await;
+        let found = tokio::task::spawn_blocking(move || machine::hardware(&state_dir)).await.ok();
+        let cores = self.options.cores.len() as u32;
+        let found = found.map(|found| v1::Hardware { cores: cores.min(found.cores), ..found });
         let register = Register {
             node: self.options.node.clone(),
             boot_id: boot_id(),
             version: env!("CARGO_PKG_VERSION").into(),
             capacity: Some(self.options.capacity.clone()),
-            hardware: found.ok(),
+            hardware: found,
             attempts: self.attempts.report(),
             instance: self.instance.clone(),
             place: place(&self.options.state_dir),
         };
         let (out, messages) = mpsc::channel(OUT_LIMIT);
         self.lease.reconnected();
+        self.readers.stop_all();
         self.lease.sent(0, boottime());
         send(&out, Word::Register(register)).map_err(Status::unavailable)?;
         let mut orders = client.join(ReceiverStream::new(messages)).await?.into_inner();
@@ -270,7 +280,10 @@ impl Service {
         // What ended while nobody listened is in the registration.
         loop {
             let said = tokio::select! {
-                _ = self.stop.recv() => return End::Stopped,
+                _ = self.stop.recv() => {
+                    leave(session).await;
+                    return End::Stopped;
+                }
                 _ = beat.tick() => self.heartbeat(&mut session),
                 Some(news) = self.news.recv() => match self.heed(news) {
                     Some(word) => send(&session.out, word),
@@ -323,7 +336,7 @@ impl Service {
         }
     }
 
-    fn obey(
+    pub(super) fn obey(
         &mut self,
         message: SchedulerMessage,
         out: &mpsc::Sender<WorkerMessage>,
@@ -371,6 +384,18 @@ fn place(state_dir: &Path) -> String {
     let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
     format!("host {}, state directory {}", host_name(), state_dir.display())
         .replace(char::is_control, "?")
+}
+
+/// Says goodbye and waits until it has been heard: the scheduler then closes the stream.
+async fn leave(mut session: Session) {
+    if send(&session.out, Word::Leave(v1::Leave {})).is_err() {
+        return;
+    }
+    drop(session.out);
+    let closed = async { while let Ok(Some(_)) = session.orders.message().await {} };
+    if timeout(LEAVE_LIMIT, closed).await.is_err() {
+        tracing::warn!("the scheduler does not answer a goodbye; it waits for the lease to pass");
+    }
 }
 
 fn send(out: &mpsc::Sender<WorkerMessage>, body: Word) -> Result<(), String> {

@@ -1,13 +1,17 @@
 //! `control/suspend.json` of a run directory: the request to checkpoint and stay stopped until resumed. It is a file so
 //! that anyone who can write the run directory can ask, on any node and without knowing where the run lives.
 
+use crate::run_file;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+
+/// The request, below a run directory.
+const SUSPEND: &str = "control/suspend.json";
 
 /// Path of the request of `run_dir`.
 pub fn suspend_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("control/suspend.json")
+    run_dir.join(SUSPEND)
 }
 
 /// Asks the run to checkpoint and stay stopped. Written to a temporary name and renamed, so that no reader sees a part.
@@ -15,14 +19,9 @@ pub fn suspend_path(run_dir: &Path) -> PathBuf {
 /// # Errors
 /// When the folder cannot be written.
 pub fn request_suspend(run_dir: &Path, reason: &str) -> io::Result<()> {
-    let path = suspend_path(run_dir);
     fs::create_dir_all(run_dir.join("control"))?;
-    let temporary = path.with_extension(format!("json.{}.tmp", std::process::id()));
-    let mut file = fs::File::create(&temporary)?;
     let request = serde_json::json!({ "stay_stopped": true, "reason": reason });
-    writeln!(file, "{request}")?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
+    run_file::write(run_dir, SUSPEND, 0o666, format!("{request}\n").as_bytes())
 }
 
 /// Whether a suspend is requested.

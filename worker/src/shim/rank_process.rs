@@ -7,6 +7,7 @@
 use super::cores;
 use super::outcome::Exit;
 use super::service::{Rendezvous, ShimError};
+use crate::run_file::{self, For};
 use lampyris_proto::frame::{self, Decoder, FrameError};
 use lampyris_proto::rank::{FromRank, ToRank, to_rank};
 use lampyris_proto::{Attempt, Rank};
@@ -63,6 +64,11 @@ pub(super) struct Among<'a> {
     pub(super) rendezvous: &'a Rendezvous,
 }
 
+/// Where the output of a rank goes, below the run directory.
+pub fn log_name(rank: Rank, attempt: Attempt) -> String {
+    format!("logs/rank-{rank}.attempt-{attempt}.log")
+}
+
 pub(super) struct RankProcess {
     child: Child,
     /// None once its end has been seen.
@@ -72,6 +78,7 @@ pub(super) struct RankProcess {
     decoder: Decoder,
     outbox: Outbox,
     pub(super) log: PathBuf,
+    log_reader: File,
 }
 
 /// What a rank has not been told yet because it does not read: the rest of a frame, then the newest message of each
@@ -85,12 +92,13 @@ struct Outbox {
 
 impl RankProcess {
     pub(super) fn start(launch: &Launch<'_>) -> Result<RankProcess, ShimError> {
-        let log = launch
-            .run_dir
-            .join(format!("logs/rank-{}.attempt-{}.log", launch.rank, launch.attempt));
+        let log_name = log_name(launch.rank, launch.attempt);
+        let log = launch.run_dir.join(&log_name);
         let in_log = |source| ShimError::Log { path: log.clone(), source };
         fs::create_dir_all(launch.run_dir.join("logs")).map_err(in_log)?;
-        let output = File::options().create(true).append(true).open(&log).map_err(in_log)?;
+        let open = |what_for| run_file::open(launch.run_dir, &log_name, what_for).map_err(in_log);
+        let output = open(For::Appending)?;
+        let log_reader = open(For::Reading)?;
         let errors = output.try_clone().map_err(in_log)?;
         let (socket, theirs) = UnixStream::pair().map_err(ShimError::Socket)?;
         socket.set_nonblocking(true).map_err(ShimError::Socket)?;
@@ -108,6 +116,7 @@ impl RankProcess {
             .process_group(0);
         if let Some(threads) = launch.threads {
             command.env("OMP_NUM_THREADS", threads.to_string());
+            command.env("RAYON_NUM_THREADS", threads.to_string());
         }
         let child = match &launch.among {
             None => spawn(&mut command, launch)?,
@@ -116,7 +125,15 @@ impl RankProcess {
         let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
             .map_err(|error| ShimError::Watch(error.into()))?;
         let (decoder, outbox) = Default::default();
-        Ok(RankProcess { child, pidfd: Some(pidfd), socket: Some(socket), decoder, outbox, log })
+        Ok(RankProcess {
+            child,
+            pidfd: Some(pidfd),
+            socket: Some(socket),
+            decoder,
+            outbox,
+            log,
+            log_reader,
+        })
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -215,7 +232,7 @@ impl RankProcess {
     /// The last lines of the log, shortened; empty if it cannot be read.
     pub(super) fn log_tail(&self) -> Vec<String> {
         let read = || -> std::io::Result<Vec<u8>> {
-            let mut file = File::open(&self.log)?;
+            let mut file = &self.log_reader;
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
             let mut bytes = Vec::new();

@@ -8,6 +8,7 @@ use super::rank_process::{Among, Launch, RankProcess};
 use super::status::StatusFile;
 use super::supervisor::{Action, Input, Setup, Supervisor};
 use crate::hangup;
+use crate::cores::Given;
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::{Attempt, Rank};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -96,6 +97,8 @@ pub struct Options {
     pub node: u64,
     /// Where the ranks find each other; needed when there are several.
     pub rendezvous: Option<Rendezvous>,
+    /// The cores that the ranks may use; by default all that this process may.
+    pub cores: Given,
     /// Build id that each rank must have.
     pub build_id: String,
     /// Moment on CLOCK_BOOTTIME after which the ranks are killed; see [`boottime`].
@@ -279,7 +282,7 @@ impl Service {
     fn start(&mut self) -> Result<Vec<RankProcess>, ShimError> {
         let options = &self.options;
         let mut ranks = Vec::with_capacity(options.local_ranks);
-        let mut shares = cores::shares(options.local_ranks).into_iter();
+        let mut shares = cores::shares(&options.cores, options.local_ranks).into_iter();
         let ranks_per_node = options.world / options.nodes;
         for index in 0..options.local_ranks {
             let rank = Rank(options.first_rank.0 + index as u64);

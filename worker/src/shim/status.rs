@@ -11,7 +11,7 @@ use super::outcome::{Event, Outcome};
 use super::service::Options;
 use crate::launch::Process;
 use crate::processes::boot_id;
-use crate::regular_file;
+use crate::run_file;
 use lampyris_proto::rank::from_rank::Body;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -193,9 +193,13 @@ impl Place {
 
 /// Where node `node` writes.
 pub fn status_path(run_dir: &Path, node: u64) -> PathBuf {
+    run_dir.join(file_name(node))
+}
+
+fn file_name(node: u64) -> String {
     match node {
-        0 => run_dir.join("status.json"),
-        node => run_dir.join(format!("status.node-{node}.json")),
+        0 => "status.json".into(),
+        node => format!("status.node-{node}.json"),
     }
 }
 
@@ -247,7 +251,7 @@ fn read_node(run_dir: &Path, node: u64) -> Result<Option<Status>, ReadError> {
         status.check().map_err(wrong)?;
         Ok(status)
     };
-    match regular_file::read(&path, FILE_LIMIT).and_then(parse) {
+    match run_file::read(run_dir, &file_name(node), FILE_LIMIT).and_then(parse) {
         Ok(status) => Ok(Some(status)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ReadError { path, source }),
@@ -256,7 +260,7 @@ fn read_node(run_dir: &Path, node: u64) -> Result<Option<Status>, ReadError> {
 
 /// Keeps the status of a shim and writes it.
 pub(super) struct StatusFile {
-    path: PathBuf,
+    run_dir: PathBuf,
     status: Status,
     changed: bool,
     written: Option<Instant>,
@@ -288,8 +292,8 @@ impl StatusFile {
             written_ms: 0,
             ranks: (0..options.local_ranks as u64).map(rank).collect(),
         };
-        let path = status_path(&options.run_dir, options.node);
-        StatusFile { path, status, changed: true, written: None }
+        let run_dir = options.run_dir.clone();
+        StatusFile { run_dir, status, changed: true, written: None }
     }
 
     /// Takes in what happened.
@@ -340,11 +344,9 @@ impl StatusFile {
         self.status.written_ms = unix_ms();
         self.changed = false;
         self.written = Some(Instant::now());
-        let temporary = self.path.with_extension("json.tmp");
-        let text = serde_json::to_string(&self.status).expect("plain data becomes JSON");
-        if fs::write(&temporary, text + "\n").is_ok() {
-            fs::rename(&temporary, &self.path).ok();
-        }
+        let text = serde_json::to_string(&self.status).expect("plain data becomes JSON") + "\n";
+        let name = file_name(self.status.node);
+        run_file::write_often(&self.run_dir, &name, text.as_bytes()).ok();
     }
 }
 

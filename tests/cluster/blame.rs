@@ -86,7 +86,7 @@ fn an_up_that_was_killed_while_it_emptied_its_nodes_leaves_no_drain() {
         nodes[index]["draining"].as_bool()
     };
     desk.wait_for("two nodes", |desk| drained(desk, 1).map(|_| true));
-    let job = desk.submit("one", 3, &[]);
+    let job = desk.submit("one", 3, &["--set", "schedule.warmup_tokens=512"]);
     desk.wait_phase(&job, "running");
     // A person's drain is none of its business.
     let busy = desk.show(&job).unwrap()["node_names"][0].as_str().unwrap().to_string();

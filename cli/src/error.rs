@@ -241,9 +241,6 @@ impl CliError {
             CliError::NotOfSlurm { path } => {
                 format!("`lampyris resume {} --cluster slurm` hands it over", screen::word(path))
             }
-            CliError::Queued { job, .. } => {
-                format!("wait for it, or end it with `scancel {job}`")
-            }
             _ => self.start_hint(),
         }
     }
@@ -267,6 +264,9 @@ impl CliError {
                     .into()
             }
             CliError::TextGone { .. } => "put the files of that time back".into(),
+            CliError::Queued { job, .. } => {
+                format!("wait for it, or end it with `scancel {job}`")
+            }
             CliError::RunDirNeeded => "name it with --run-dir, the same on all hosts".into(),
             CliError::Layout { .. } => {
                 "name both: --nodes N --ranks-per-node R trains with N x R ranks".into()

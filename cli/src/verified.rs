@@ -90,8 +90,8 @@ mod tests {
         let text = "To be, or not to be, that is the question. ".repeat(50);
         fs::write(dir.join("text.txt"), text).unwrap();
         let options = Options {
-            sources: vec![Source::Text { path: dir.join("text.txt") }],
-            max_bytes: 0,
+            sources: vec![Source::Text { path: dir.join("text.txt").display().to_string() }],
+            max_bytes: None,
             validation: Split::Tail { fraction: 0.1 },
             tokenizer: TokenizerSpec::Byte,
             cache_dir: dir.join("data"),

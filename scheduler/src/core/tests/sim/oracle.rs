@@ -19,11 +19,16 @@ pub(super) struct Oracle {
     pub(super) committed: BTreeMap<JobId, u64>,
     /// The first job in line that has waited too long to be passed, before the step.
     overdue: Option<(JobId, String)>,
+    /// Jobs for which nodes were kept before the step: whom they passed was not in line then.
+    claimants: BTreeSet<JobId>,
 }
 
 impl Oracle {
     /// Looks at the core before a step.
     pub(super) fn before(&mut self, world: &World) {
+        let claims = |job: &&Job| matches!(job.reason, Reason::WaitsForSuspends { .. });
+        let jobs = world.scheduler.jobs_after(JobId(0));
+        self.claimants = jobs.filter(claims).map(|job| job.id).collect();
         self.overdue = world.scheduler.jobs_after(JobId(0)).find_map(|job| overdue(world, job));
     }
 
@@ -125,6 +130,7 @@ impl Oracle {
             && job.spec.group == *group
             && job.spec.max_runtime_ms.is_none()
             && job.placed == Time(world.now)
+            && !self.claimants.contains(&job.id)
             && still_waits;
         match passes {
             true => Err(format!(

@@ -143,9 +143,19 @@ pub enum Reason {
         newest: Attempt,
     },
     StaleSession,
-    TooManyNodes { max_nodes: u32 },
-    NameTaken { node: NodeName, holder: Instance, other: Instance },
-    NotYetSilent { node: NodeName, holder: Instance, other: Instance },
+    TooManyNodes {
+        max_nodes: u32,
+    },
+    NameTaken {
+        node: NodeName,
+        holder: Instance,
+        other: Instance,
+    },
+    NotYetSilent {
+        node: NodeName,
+        holder: Instance,
+        other: Instance,
+    },
 }
 
 impl fmt::Display for Reason {

@@ -34,6 +34,7 @@ impl Story {
             node: name(index),
             session: self.sessions,
             boot_id: "boot".into(),
+            instance: crate::core::Instance::default(),
             capacity,
             attempts: Vec::<ReportedAttempt>::new(),
         }));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// A source names a file that does not exist.
-    #[error("no file {path}: correct data.sources or put the file there", path = .path.display())]
+    #[error("no file {path}: correct data.sources or put the file there (a link may lead to it)", path = .path.display())]
     MissingFile {
         /// The path.
         path: PathBuf,
@@ -18,6 +18,17 @@ pub enum Error {
     NoMatch {
         /// The pattern.
         pattern: String,
+    },
+    /// A glob pattern matches nothing but what wildcards pass over.
+    #[error(
+        "what matches `{pattern}` is hidden or a backup copy, which a wildcard passes over, for instance {first}: name it without a wildcard in data.sources",
+        first = .first.display()
+    )]
+    OnlyHidden {
+        /// The pattern.
+        pattern: String,
+        /// The first such file or folder.
+        first: PathBuf,
     },
     /// A glob pattern has a syntax error.
     #[error("`{pattern}` in data.sources is not a glob pattern: {message}")]
@@ -31,6 +42,15 @@ pub enum Error {
     #[error("{path} is a folder: name its files in data.sources, for instance {path}/**/*.txt", path = .path.display())]
     NotAFile {
         /// The folder.
+        path: PathBuf,
+    },
+    /// A source names a pipe, a socket or a device.
+    #[error(
+        "{path} is a pipe, a socket or a device, and text is read more than once: write it to a file and name that in data.sources",
+        path = .path.display()
+    )]
+    NotRegular {
+        /// The path.
         path: PathBuf,
     },
     /// A file cannot be read.
@@ -51,17 +71,32 @@ pub enum Error {
     },
     /// A file is not UTF-8.
     #[error(
-        "{path} is not UTF-8, the first bad byte is at offset {offset}: convert it (iconv -f LATIN1 -t UTF-8) or leave it out of data.sources",
+        "{path}:{line}: the text is not UTF-8, the first bad byte is at offset {offset} of the file: convert it (iconv -f LATIN1 -t UTF-8, if it is Latin-1) or leave it out of data.sources",
         path = .path.display()
     )]
     NotUtf8 {
         /// The file.
         path: PathBuf,
+        /// The line with the first bad byte.
+        line: u64,
         /// Offset of the first bad byte in the file.
         offset: u64,
     },
+    /// A file holds text in a form that is not read.
+    #[error("{path} is {form}: {advice}, and name the result in data.sources", path = .path.display())]
+    OtherForm {
+        /// The file.
+        path: PathBuf,
+        /// The form, as in "is ...".
+        form: &'static str,
+        /// What makes UTF-8 text of it.
+        advice: String,
+    },
     /// A line of a JSONL file is not a JSON object.
-    #[error("{path}:{line}: not a JSON object ({message}): correct the line or remove it", path = .path.display())]
+    #[error(
+        "{path}:{line}: not a JSON object ({message}): every line must hold one whole object; correct the line or remove it",
+        path = .path.display()
+    )]
     BadJson {
         /// The file.
         path: PathBuf,

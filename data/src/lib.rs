@@ -40,5 +40,6 @@ pub use options::{Options, Source, Split, TokenizerSpec};
 pub use order::{SampleId, SampleOrder};
 pub use prepare::prepare;
 pub use progress::{Notice, Phase, Progress, Silent};
+pub use source::{Counted, LeftOut};
 pub use tokenizer::{StreamDecoder, Tokenizer};
 pub use window::{TrainingWindows, ValidationWindows};

@@ -9,7 +9,7 @@ use crate::progress::{Notice, Phase, Progress};
 use crate::sample::Sampler;
 use crate::scan::{CorpusDigest, Scan, scan};
 use crate::shard::{Layout, PartWriter, SummedFile};
-use crate::source::{self, Corpus, Document, SourceFile, Visited};
+use crate::source::{self, Corpus, Document, LeftOut, Listing, SourceFile, Visited};
 use crate::tokenizer::{Tokenizer, train_bpe};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +29,10 @@ pub(crate) fn prepare_at(
     now: SystemTime,
 ) -> Result<Dataset, Error> {
     options.validation.check()?;
-    let files = source::list(&options.sources)?;
+    let Listing { files, left_out } = source::list(&options.sources)?;
+    if left_out != LeftOut::default() {
+        progress.notice(Notice::LeftOut(left_out));
+    }
     let cache = Cache::new(options, &files, now)?;
     cache.remove_leftovers();
     if let Some(fingerprint) = cache.remembered() {

@@ -1,5 +1,6 @@
 //! What a long `prepare` tells its caller. This crate prints nothing.
 
+use crate::source::LeftOut;
 use std::path::PathBuf;
 
 /// The steps of [`crate::prepare`], in order; a reused folder goes through `Verify` only.
@@ -27,6 +28,17 @@ pub enum Notice {
     },
     /// Another process is preparing the same data; waiting for it.
     Waiting,
+    /// Wildcards in `data.sources` matched files that are not text to train on.
+    LeftOut(LeftOut),
+    /// JSONL lines spell half of a surrogate pair, which is no character: they are read with U+FFFD in its place.
+    Mended {
+        /// How many lines.
+        lines: u64,
+        /// File of the first.
+        path: PathBuf,
+        /// Line of the first.
+        line: u64,
+    },
 }
 
 /// Callbacks of [`crate::prepare`]; called from the calling thread.

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::manifest::Skipped;
 use crate::options::{Options, TokenizerSpec};
-use crate::progress::{Phase, Progress};
+use crate::progress::{Notice, Phase, Progress};
 use crate::source::{Corpus, Document, SourceFile, Visited};
 use blake3::Hash;
 
@@ -50,6 +50,21 @@ impl CorpusDigest {
     }
 }
 
+/// Lines in which half a surrogate pair was replaced.
+#[derive(Default)]
+struct Mended {
+    lines: u64,
+    /// File and line of the first.
+    first: Option<(usize, u64)>,
+}
+
+impl Mended {
+    fn add(&mut self, file: usize, line: u64) {
+        self.lines += 1;
+        self.first.get_or_insert((file, line));
+    }
+}
+
 /// Reads everything once.
 pub(crate) fn scan(
     files: &[SourceFile],
@@ -59,6 +74,7 @@ pub(crate) fn scan(
     let corpus = Corpus { files, limit: u64::MAX };
     let total: u64 = files.iter().map(|f| f.stamp.size).sum();
     let mut digest = CorpusDigest::default();
+    let mut mended = Mended::default();
     let characters = (options.tokenizer == TokenizerSpec::Char).then(CharacterSet::default);
     let mut scan = Scan {
         digest: digest.finish(),
@@ -85,6 +101,9 @@ pub(crate) fn scan(
                     return Ok(false);
                 }
                 digest.add(&files[document.file], document.line, &hash);
+                if document.mended {
+                    mended.add(document.file, document.line);
+                }
                 if let Some(characters) = &mut scan.characters {
                     characters.add(&document.text);
                 }
@@ -98,6 +117,10 @@ pub(crate) fn scan(
         Ok(true)
     })?;
     progress.update(Phase::Scan, total, total);
+    if let Some((file, line)) = mended.first {
+        let path = files[file].path.clone();
+        progress.notice(Notice::Mended { lines: mended.lines, path, line });
+    }
     scan.digest = digest.finish();
     scan.check(files.len(), options)?;
     Ok(scan)

@@ -61,11 +61,30 @@ fn empty_corpora() {
 fn bytes_that_are_not_utf8() {
     let error = refusal(b"caf\xE9 au lait", text);
     assert!(
-        matches!(&error, Error::NotUtf8 { path, offset: 3 } if path.ends_with("corpus")),
+        matches!(&error, Error::NotUtf8 { path, line: 1, offset: 3 } if path.ends_with("corpus")),
         "{error}"
     );
     let error = refusal(b"{\"text\":\"a\"}\n{\"text\":\"caf\xE9\"}\n", jsonl);
-    assert!(matches!(error, Error::NotUtf8 { offset: 25, .. }), "{error}");
+    assert!(matches!(error, Error::NotUtf8 { line: 2, offset: 25, .. }), "{error}");
+    assert!(error.to_string().contains("corpus:2: the text is not UTF-8"), "{error}");
+    let error = refusal(b"one\ntwo\ncaf\xE9", text);
+    assert!(matches!(error, Error::NotUtf8 { line: 3, offset: 11, .. }), "{error}");
+}
+
+#[test]
+fn packed_and_utf16_files_are_named_with_what_makes_text_of_them() {
+    for (bytes, words) in [
+        (&b"\x1f\x8b\x08\0more"[..], "compressed with gzip: unpack it (gunzip --keep "),
+        (b"BZh91AY&SY\x90\x01", "compressed with bzip2"),
+        (b"PAR1\x15\0\x15", "a Parquet file"),
+        (b"\xff\xfea\0\n\0", "text in UTF-16: convert it (iconv -f UTF-16"),
+    ] {
+        for source in [text as fn(String) -> Source, jsonl] {
+            let error = refusal(bytes, source);
+            assert!(matches!(error, Error::OtherForm { .. }), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
 }
 
 #[test]

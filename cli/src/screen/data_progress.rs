@@ -2,7 +2,7 @@
 
 use super::{Bar, note};
 use indicatif::HumanBytes;
-use lampyris_data::{Notice, Phase, Progress};
+use lampyris_data::{Counted, LeftOut, Notice, Phase, Progress};
 use std::cell::RefCell;
 
 /// Draws the progress of `lampyris_data::prepare`.
@@ -47,16 +47,35 @@ impl Progress for DataProgress {
     }
 
     fn notice(&self, notice: Notice) {
-        let text = match notice {
-            Notice::CorruptCache { path, what } => {
-                format!("{} {what}: preparing this data again", path.display())
-            }
-            Notice::Waiting => "another process prepares the same data: waiting for it".into(),
-        };
+        let text = said(&notice);
         match &*self.shown.borrow() {
             Some((_, bar)) => bar.line(&text),
             None => note(text),
         }
+    }
+}
+
+fn said(notice: &Notice) -> String {
+    match notice {
+        Notice::CorruptCache { path, what } => {
+            format!("{} {what}: preparing this data again", path.display())
+        }
+        Notice::Waiting => "another process prepares the same data: waiting for it".into(),
+        Notice::LeftOut(LeftOut { hidden, repeated }) => {
+            let about = |what: &str, counted: &Counted| {
+                let Counted { count, first } = counted;
+                (*count > 0).then(|| format!("{count} {what} (the first is {})", first.display()))
+            };
+            let hidden = about("hidden or backup files and folders", hidden);
+            let repeated = about("further names of files already taken", repeated);
+            let all: Vec<String> = [hidden, repeated].into_iter().flatten().collect();
+            format!("left out of what data.sources matches: {}", all.join(", "))
+        }
+        Notice::Mended { lines, path, line } => format!(
+            "{lines} lines spell half a surrogate pair, which is no character: read with U+FFFD there (the first is \
+             {}:{line})",
+            path.display()
+        ),
     }
 }
 

@@ -52,7 +52,7 @@ impl World {
 }
 
 /// Phases and notices, in order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Record {
     phases: Mutex<Vec<Phase>>,
     notices: Mutex<Vec<Notice>>,
@@ -211,7 +211,7 @@ fn many_preparers_make_one_folder() {
 #[test]
 fn without_locks_the_first_rename_wins() {
     let world = World::bytes();
-    let files = source::list(&world.options.sources).unwrap();
+    let files = source::list(&world.options.sources).unwrap().files;
     let cache = Cache::new(&world.options, &files, SystemTime::now()).unwrap();
     let make = || {
         let scan = scan(&files, &world.options, &Silent).unwrap();
@@ -247,7 +247,7 @@ fn what_a_killed_maker_left_is_removed() {
 #[test]
 fn sources_that_change_between_readings_are_noticed() {
     let world = World::bytes();
-    let files = source::list(&world.options.sources).unwrap();
+    let files = source::list(&world.options.sources).unwrap().files;
     let cache = Cache::new(&world.options, &files, SystemTime::now()).unwrap();
     let scan = scan(&files, &world.options, &Silent).unwrap();
     std::fs::write(world.file("03.txt"), "something else").unwrap();
@@ -260,7 +260,7 @@ fn sources_that_change_between_readings_are_noticed() {
 fn many_shards_read_like_one() {
     let world = World::bytes();
     let (whole, _) = world.prepare();
-    let files = source::list(&world.options.sources).unwrap();
+    let files = source::list(&world.options.sources).unwrap().files;
     let scan = scan(&files, &world.options, &Silent).unwrap();
     for (token_bytes, shard_tokens) in [(2, 7), (4, 1000), (4, 1 << 20)] {
         let folder = tempfile::tempdir().unwrap();
@@ -284,4 +284,41 @@ fn a_cache_that_cannot_be_written_is_named() {
         matches!(&error, Error::Write { path, .. } if path.starts_with(world.file("00.txt"))),
         "{error}"
     );
+}
+
+#[test]
+fn marks_line_ends_and_half_pairs_do_not_stop_a_corpus() {
+    let mut world = World::bytes();
+    let jsonl =
+        "\u{feff}{\"text\": \"one\"}\r\n\r\n{\"text\": \"cut \\ud83d\"}\r\n{\"text\": \"\\udc00\"}";
+    std::fs::write(world.file("lines.jsonl"), jsonl).unwrap();
+    std::fs::write(world.file("marked.md"), "\u{feff}two\r\n").unwrap();
+    let at = |name: &str| world.file(name).display().to_string();
+    world.options.sources = vec![
+        Source::Jsonl { path: at("lines.jsonl"), field: "text".to_owned() },
+        Source::Text { path: at("*.md") },
+    ];
+    world.options.validation = Split::Hash { fraction: 0.0 };
+    let (dataset, record) = world.prepare();
+    let text: Vec<u8> = "one|cut \u{fffd}|\u{fffd}|two\r\n|".bytes().collect();
+    let tokens: Vec<u8> =
+        contents(&dataset).0.iter().map(|&t| u8::try_from(t).unwrap_or(b'|')).collect();
+    assert!(tokens.starts_with(&text[..16]), "{tokens:?}");
+    assert_eq!(dataset.manifest().training.documents, 4);
+    assert_eq!(dataset.manifest().training.bytes, 3 + 7 + 3 + 5);
+    let path = world.file("lines.jsonl");
+    assert_eq!(record.notices(), [Notice::Mended { lines: 2, path, line: 3 }]);
+}
+
+#[test]
+fn what_wildcards_pass_over_is_told() {
+    let world = World::bytes();
+    let (first, _) = world.prepare();
+    std::fs::write(world.file(".#00.txt"), "a lock").unwrap();
+    std::os::unix::fs::symlink("00.txt", world.file("zz.txt")).unwrap();
+    let (second, record) = world.prepare();
+    assert_eq!(second.fingerprint(), first.fingerprint());
+    let [Notice::LeftOut(left_out)] = &record.notices()[..] else { panic!("{record:?}") };
+    assert_eq!((left_out.hidden.count, left_out.repeated.count), (1, 1));
+    assert!(left_out.repeated.first.ends_with("zz.txt"));
 }

@@ -6,12 +6,15 @@
 
 mod cargo;
 mod jsonl;
+mod pattern;
 mod reader;
+mod signature;
 
 pub(crate) use reader::{Corpus, Document, Visited};
 
 use crate::error::Error;
 use crate::options::Source;
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -51,6 +54,8 @@ pub(crate) struct Stamp {
     pub(crate) modified_ns: i128,
     /// Last change of contents or attributes: cannot be set back by `touch` or `cp -p`.
     pub(crate) changed_ns: i128,
+    /// Device and number of the file: equal under all its names.
+    identity: (u64, u64),
 }
 
 impl Stamp {
@@ -60,6 +65,7 @@ impl Stamp {
             size: metadata.len(),
             modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
             changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+            identity: (metadata.dev(), metadata.ino()),
         }
     }
 
@@ -75,71 +81,78 @@ impl Stamp {
         if metadata.is_dir() {
             return Err(Error::NotAFile { path: path.to_owned() });
         }
+        if !metadata.is_file() {
+            return Err(Error::NotRegular { path: path.to_owned() });
+        }
         Ok(Self::of(&metadata))
     }
 }
 
-/// All files of all sources, in document order: by source, then by name.
-pub(crate) fn list(sources: &[Source]) -> Result<Vec<SourceFile>, Error> {
+/// The files of all sources.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// In document order: by source, then by path.
+    pub(crate) files: Vec<SourceFile>,
+    /// What wildcards matched besides.
+    pub(crate) left_out: LeftOut,
+}
+
+/// What wildcards matched and nobody wants to train on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Hidden files and folders, and backup copies.
+    pub hidden: Counted,
+    /// Further names of files that the same source has already (links).
+    pub repeated: Counted,
+}
+
+/// How many paths, and the first of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How many.
+    pub count: u64,
+    /// The first by name.
+    pub first: PathBuf,
+}
+
+impl Counted {
+    fn add(&mut self, path: PathBuf) {
+        if self.count == 0 || path < self.first {
+            self.first = path;
+        }
+        self.count += 1;
+    }
+}
+
+/// Lists the files of all sources. A file that one pattern finds under several names is taken once, under the first; a
+/// source that is named twice is read twice.
+pub(crate) fn list(sources: &[Source]) -> Result<Listing, Error> {
     let mut files = Vec::new();
+    let mut left_out = LeftOut::default();
     for (source, spec) in sources.iter().enumerate() {
         let (found, format) = match spec {
-            Source::Text { path } => (match_files(path)?, Format::Text),
-            Source::Jsonl { path, field } => (match_files(path)?, Format::Jsonl(field.clone())),
+            Source::Text { path } => (pattern::match_files(path, &mut left_out)?, Format::Text),
+            Source::Jsonl { path, field } => {
+                (pattern::match_files(path, &mut left_out)?, Format::Jsonl(field.clone()))
+            }
             Source::CargoSources { manifest } => (cargo::list(Path::new(manifest))?, Format::Rust),
         };
+        let mut seen = HashSet::new();
         for (name, path) in found {
             let stamp = Stamp::read(&path)?;
+            if format != Format::Rust && !seen.insert(stamp.identity) {
+                left_out.repeated.add(path);
+                continue;
+            }
             files.push(SourceFile { source, name, path, format: format.clone(), stamp });
         }
     }
-    Ok(files)
-}
-
-/// The files of a glob pattern, or the one file of a plain path, as (name, path) by rising path.
-fn match_files(pattern: &str) -> Result<Vec<(String, PathBuf)>, Error> {
-    let Some(first) = pattern.find(['*', '?', '[']) else {
-        let path = PathBuf::from(pattern);
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        return Ok(vec![(name, path)]);
-    };
-    let fixed = pattern[..first].rfind('/').map_or(0, |slash| slash + 1);
-    let bad = |message: String| Error::BadPattern { pattern: pattern.to_owned(), message };
-    let mut files = Vec::new();
-    for entry in glob::glob(pattern).map_err(|e| bad(e.to_string()))? {
-        let path = entry.map_err(|e| Error::read(e.path())(e.into()))?;
-        if !path.is_dir() {
-            let name = path.strip_prefix(&pattern[..fixed]).unwrap_or(&path);
-            files.push((name.to_string_lossy().into_owned(), path));
-        }
-    }
-    if files.is_empty() {
-        return Err(Error::NoMatch { pattern: pattern.to_owned() });
-    }
-    files.sort_by(|a, b| a.1.cmp(&b.1));
-    Ok(files)
+    Ok(Listing { files, left_out })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_give_names_below_their_fixed_folder_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["b.txt", "a.txt", "x.md", "sub/c.txt"] {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, name).unwrap();
-        }
-        let names = |pattern: &str| -> Vec<String> {
-            let path = format!("{}/{pattern}", dir.path().display());
-            list(&[Source::Text { path }]).unwrap().into_iter().map(|f| f.name).collect()
-        };
-        assert_eq!(names("*.txt"), ["a.txt", "b.txt"]);
-        assert_eq!(names("**/*.txt"), ["a.txt", "b.txt", "sub/c.txt"]);
-        assert_eq!(names("sub/c.txt"), ["c.txt"]);
-    }
 
     #[test]
     fn what_is_not_there_is_named() {
@@ -154,5 +167,25 @@ mod tests {
         );
         assert!(matches!(list(&source("a***")), Err(Error::BadPattern { .. })));
         assert!(matches!(list(&source("")), Err(Error::NotAFile { .. })));
+        let error = list(&[Source::Text { path: "/dev/null".to_owned() }]).unwrap_err();
+        assert!(matches!(error, Error::NotRegular { .. }), "{error}");
+        std::os::unix::fs::symlink("gone.txt", dir.path().join("link.txt")).unwrap();
+        let error = list(&source("*.txt")).unwrap_err();
+        assert!(matches!(&error, Error::MissingFile { path } if path.ends_with("link.txt")));
+        assert!(error.to_string().contains("a link"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_several_names_is_one_document_of_its_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("a.txt"), "text").unwrap();
+        std::os::unix::fs::symlink("a.txt", path("b.txt")).unwrap();
+        std::fs::hard_link(path("a.txt"), path("c.txt")).unwrap();
+        let source = Source::Text { path: path("*.txt").display().to_string() };
+        let listing = list(&[source.clone(), source]).unwrap();
+        let names: Vec<_> = listing.files.iter().map(|f| (f.source, f.name.as_str())).collect();
+        assert_eq!(names, [(0, "a.txt"), (1, "a.txt")]);
+        assert_eq!(listing.left_out.repeated, Counted { count: 4, first: path("b.txt") });
     }
 }

@@ -1,10 +1,12 @@
 //! Reading all documents of a list of files, in order, a chunk at a time.
 
-use super::{Format, SourceFile, cargo, jsonl};
+use super::{Format, SourceFile, cargo, jsonl, signature};
 use crate::error::Error;
 use rayon::prelude::*;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::string::FromUtf8Error;
 
 /// Bytes of text in flight: enough to occupy many cores, little beside any machine's memory.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -27,6 +29,8 @@ pub(crate) struct Document {
     pub(crate) line: u64,
     /// The text, not empty.
     pub(crate) text: String,
+    /// Whether it has U+FFFD where the line had half of a surrogate pair.
+    pub(crate) mended: bool,
 }
 
 /// What reading makes of a document.
@@ -100,18 +104,17 @@ impl Visited<Document> {
 fn parse(raw: Raw, files: &[SourceFile]) -> Result<Visited<Document>, Error> {
     let SourceFile { path, format, .. } = &files[raw.file];
     let (file, line) = (raw.file, raw.line);
-    let text = match String::from_utf8(raw.bytes) {
+    let begins = raw.offset == 0 && *format != Format::Rust;
+    let bytes = if begins { signature::text(raw.bytes, path)? } else { raw.bytes };
+    let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(_) if *format == Format::Rust => return Ok(Visited::NotUtf8),
-        Err(e) => {
-            let offset = raw.offset + e.utf8_error().valid_up_to() as u64;
-            return Err(Error::NotUtf8 { path: path.clone(), offset });
-        }
+        Err(e) => return Err(not_utf8(path, line, raw.offset, &e)),
     };
-    let text = match format {
-        Format::Text => text,
+    let (text, mended) = match format {
+        Format::Text => (text, false),
         Format::Rust if cargo::is_generated(&text) => return Ok(Visited::Generated),
-        Format::Rust => text,
+        Format::Rust => (text, false),
         Format::Jsonl(_) if text.trim().is_empty() => return Ok(Visited::Empty),
         Format::Jsonl(field) => jsonl::text_field(&text, field).map_err(|e| match e {
             jsonl::LineError::Json(message) => Error::BadJson { path: path.clone(), line, message },
@@ -120,7 +123,21 @@ fn parse(raw: Raw, files: &[SourceFile]) -> Result<Visited<Document>, Error> {
             }
         })?,
     };
-    Ok(if text.is_empty() { Visited::Empty } else { Visited::Text(Document { file, line, text }) })
+    if text.is_empty() {
+        return Ok(Visited::Empty);
+    }
+    Ok(Visited::Text(Document { file, line, text, mended }))
+}
+
+/// The error of bytes that begin at `offset` of the file, which is `line` of a JSONL file or the whole text.
+fn not_utf8(path: &Path, line: u64, offset: u64, error: &FromUtf8Error) -> Error {
+    let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    let lines_before = good.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    Error::NotUtf8 {
+        path: path.to_owned(),
+        line: if line > 0 { line } else { lines_before + 1 },
+        offset: offset + good.len() as u64,
+    }
 }
 
 /// Reads files one after the other, JSONL files line by line.

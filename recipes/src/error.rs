@@ -1,6 +1,6 @@
 //! What a person sees when a recipe is wrong: every problem with its place, the line as written and what to do.
 
-use crate::tree::{Node, Place, Sources, Value};
+use crate::tree::{Node, Place, Sources, Value, shortened};
 use lampyris_plan::visible;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,10 +28,12 @@ pub enum RecipeError {
         path: PathBuf,
     },
     /// The text is wrong.
-    #[error("{}", Listing(problems))]
+    #[error("{}", Listing(problems, *more))]
     Invalid {
-        /// All that was found, in the order of the recipe's sections.
+        /// What was found, in the order of the recipe's sections.
         problems: Vec<Problem>,
+        /// How many more were found.
+        more: usize,
     },
 }
 
@@ -63,7 +65,10 @@ impl fmt::Display for Problem {
     }
 }
 
-struct Listing<'a>(&'a [Problem]);
+/// At most this many problems are shown: nobody reads further, and a file that is no recipe has one in every line.
+const MAX_SHOWN: usize = 20;
+
+struct Listing<'a>(&'a [Problem], usize);
 
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,17 +76,21 @@ impl fmt::Display for Listing<'_> {
             let gap = if i == 0 { "" } else { "\n\n" };
             write!(f, "{gap}{problem}")?;
         }
-        if self.0.len() > 1 {
-            write!(f, "\n\n{} errors in the recipe", self.0.len())?;
+        match (self.0.len(), self.1) {
+            (0 | 1, 0) => Ok(()),
+            (shown, 0) => write!(f, "\n\n{shown} errors in the recipe"),
+            (shown, more) => write!(f, "\n\n{shown} errors in the recipe, and {more} more"),
         }
-        Ok(())
     }
 }
 
 /// Collects problems while a recipe is read.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
+    /// At most `MAX_SHOWN`.
     found: Vec<Found>,
+    /// How many more there were.
+    more: usize,
     places: BTreeMap<String, Place>,
     /// Keys that an unknown key was probably meant to be: not reported as missing again.
     meant: BTreeSet<String>,
@@ -99,7 +108,20 @@ impl Problems {
         self.found.is_empty()
     }
 
+    /// Whether further problems are only counted: nobody needs to word them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() == MAX_SHOWN
+    }
+
+    /// A problem that is not worded, because no further one is shown.
+    pub(crate) fn count_one(&mut self) {
+        self.more += 1;
+    }
+
     pub(crate) fn at(&mut self, place: Place, message: String, help: impl Into<String>) {
+        if self.is_full() {
+            return self.count_one();
+        }
         self.found.push(Found { place, message, help: help.into() });
     }
 
@@ -165,10 +187,11 @@ impl Problems {
     pub(crate) fn into_error(self, sources: &Sources) -> RecipeError {
         let show = |found: Found| {
             let (place, line) = sources.show(found.place);
-            let line = line.map(|(number, text)| (number, text.to_string()));
+            let line = line.map(|(number, text)| (number, shortened(text)));
             Problem { message: found.message, place, line, help: found.help }
         };
-        RecipeError::Invalid { problems: self.found.into_iter().map(show).collect() }
+        let problems = self.found.into_iter().map(show).collect();
+        RecipeError::Invalid { problems, more: self.more }
     }
 }
 

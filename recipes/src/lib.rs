@@ -8,6 +8,8 @@
 //! This crate reads the recipe file and nothing else: no environment, no data, no clock.
 
 use lampyris_plan::TrainPlan;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 mod error;
@@ -40,9 +42,23 @@ pub struct Defaults {
 
 /// Reads the recipe at `path`, with `sets` (`key=value`) laid over it, later ones over earlier ones.
 pub fn load(path: &Path, sets: &[String], defaults: &Defaults) -> Result<TrainPlan, RecipeError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| RecipeError::Read { path: path.to_path_buf(), source })?;
+    let text =
+        read_text(path).map_err(|source| RecipeError::Read { path: path.to_path_buf(), source })?;
     parse(&text, path, sets, defaults)
+}
+
+/// The largest recipe that is read, in bytes: the largest shipped one has a few kilobytes.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// The text of a recipe: a file, or a pipe.
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        let message = format!("it has more than {} MiB, which no recipe has", MAX_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(text)
 }
 
 /// Like [`load`], on text: `origin` stands for its path in messages, and its folder is the one against which relative

@@ -174,6 +174,10 @@ pub(crate) fn section_table<'a>(
         return None;
     };
     for (name, node) in table.iter().filter(|(name, _)| keys.iter().all(|key| key.name != *name)) {
+        if problems.is_full() {
+            problems.count_one();
+            continue;
+        }
         let (meant, help) = unknown_key_help(name, path, keys);
         problems.unknown(node.place, &join(path, name), meant.as_deref(), help);
     }

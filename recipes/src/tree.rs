@@ -55,6 +55,9 @@ impl Value {
     }
 }
 
+/// Longer lines are cut in messages.
+const MAX_SHOWN_CHARACTERS: usize = 400;
+
 /// The texts that places point into.
 #[derive(Debug)]
 pub(crate) struct Sources {
@@ -85,9 +88,17 @@ impl Sources {
                 let shown = format!("preset {name}:{line}");
                 (shown, text.lines().nth(line - 1).map(|text| (line, text)))
             }
-            Place::Set(index) => (format!("--set {}", self.sets[index]), None),
+            Place::Set(index) => (format!("--set {}", shortened(&self.sets[index])), None),
             Place::Default => (self.origin.display().to_string(), None),
         }
+    }
+}
+
+/// The beginning of a text that may be long.
+pub(crate) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN_CHARACTERS) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_string(),
     }
 }
 
@@ -108,7 +119,8 @@ fn parse_text(
     place_of_line: &dyn Fn(usize) -> Place,
     problems: &mut Problems,
 ) -> Option<Table> {
-    let line_at = |byte: usize| place_of_line(text[..byte].matches('\n').count() + 1);
+    let line_ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let line_at = |byte: usize| place_of_line(line_ends.partition_point(|&end| end < byte) + 1);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let place = line_at(error.span().map_or(0, |span| span.start.min(text.len())));
@@ -158,6 +170,9 @@ pub(crate) fn parse_value(text: &str, place: Place) -> Option<Node> {
     Some(Node { value: from_value(value.into_inner(), &|_| place), place })
 }
 
+/// No key of a recipe has more parts than this.
+const MAX_PARTS: usize = 16;
+
 /// Lays `a.b=value` over the tree. A value that is not TOML is taken as a string.
 fn apply_set(tree: &mut Table, set: &str, place: Place, problems: &mut Problems) {
     let form = "write --set key=value, e.g. --set batch.micro_batch=4";
@@ -165,7 +180,12 @@ fn apply_set(tree: &mut Table, set: &str, place: Place, problems: &mut Problems)
         problems.at(place, format!("`{set}` has no `=`"), form);
         return;
     };
-    let mut names: Vec<&str> = path.split('.').map(str::trim).collect();
+    let mut names: Vec<&str> = path.split('.').take(MAX_PARTS + 1).map(str::trim).collect();
+    if names.len() > MAX_PARTS {
+        let message = format!("a key of --set has more than {MAX_PARTS} parts");
+        problems.at(place, message, form);
+        return;
+    }
     if names.iter().any(|name| name.is_empty()) {
         problems.at(place, format!("`{path}` is not a key"), form);
         return;

@@ -88,6 +88,7 @@ const CASES: &[Case] = &[
     set("--set: a number for a string", &["name=7"]),
     set("--set: unknown key", &["batch.leafs=2"]),
     set("--set: wrong type", &["batch.leaves=two"]),
+    set("--set: too many parts", &["a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q=1"]),
     set("--set: a clash", &["batch.global_batch=10"]),
     set("--set: no value", &["batch.leaves"]),
     set("--set: no key", &["=4"]),
@@ -118,4 +119,36 @@ fn a_missing_file_is_named() {
     let error = load(Path::new("no/such.toml"), &[], &defaults()).unwrap_err();
     assert!(matches!(error, RecipeError::Read { .. }));
     assert!(error.to_string().contains("no/such.toml"), "{error}");
+}
+
+/// A file that is no recipe has a problem in every line: the first are shown, all are counted, and it takes no time.
+#[test]
+fn many_problems_are_counted_and_few_are_shown() {
+    let mut text = shipped("debug_moe").unwrap().to_string();
+    (0..40_000).for_each(|i| writeln!(text, "[zebra_{i}]\nstripes = {i}").unwrap());
+    let began = std::time::Instant::now();
+    let error = parse(&text, Path::new("run.toml"), &[], &defaults()).unwrap_err();
+    let RecipeError::Invalid { problems, more } = &error else { panic!("{error}") };
+    assert_eq!((problems.len(), *more), (20, 39_980));
+    assert!(error.to_string().ends_with("20 errors in the recipe, and 39980 more"));
+    // Quadratic reading took 12 s.
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+}
+
+#[test]
+fn deep_keys_do_not_overflow_the_stack() {
+    let deep = vec!["a"; 60_000].join(".");
+    let set = format!("{deep}=1");
+    let base = shipped("debug_moe").unwrap();
+    let error = parse(base, Path::new("run.toml"), &[set], &defaults()).unwrap_err().to_string();
+    assert!(error.contains("more than 16 parts") && error.len() < 1000, "{error}");
+    let text = format!("{base}\n{deep} = 1\n");
+    let error = parse(&text, Path::new("run.toml"), &[], &defaults()).unwrap_err().to_string();
+    assert!(error.contains("run.toml:") && error.len() < 1000, "{error}");
+}
+
+#[test]
+fn a_file_larger_than_any_recipe_is_not_read_whole() {
+    let error = load(Path::new("/dev/zero"), &[], &defaults()).unwrap_err();
+    assert!(error.to_string().contains("more than 16 MiB"), "{error}");
 }

@@ -96,7 +96,21 @@ impl Dataset {
             done += batch.iter().map(|(_, sum)| sum.bytes).sum::<u64>();
             progress.update(Phase::Verify, done, total);
         }
-        Ok(())
+        self.verify_places()
+    }
+
+    /// That what the checksums cover leads nowhere outside: documents into files and tokens, tokens into text.
+    fn verify_places(&self) -> Result<(), Error> {
+        self.training.verify_index(self.files.len())?;
+        self.validation.verify_index(self.files.len())?;
+        let ends = self.validation_ends.as_slice::<u64>();
+        let text = self.validation_text.bytes().len() as u64;
+        let last = ends.last().copied().unwrap_or(0);
+        if ends.is_sorted() && last == text {
+            return Ok(());
+        }
+        let what = format!("says that tokens end at byte {last} of {text}, or not in order");
+        Err(Error::corrupt(self.validation_ends.path(), what))
     }
 
     /// Where it is: a rank on this machine opens the same folder.

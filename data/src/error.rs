@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// A source names a file that does not exist.
-    #[error("no file {path}: correct data.sources or put the file there (a link may lead to it)", path = .path.display())]
+    #[error("no file {path}: correct the recipe or put the file there (if it is a link, where the link leads)", path = .path.display())]
     MissingFile {
         /// The path.
         path: PathBuf,
@@ -44,14 +44,24 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// A source names a pipe, a socket or a device.
+    /// A pipe, a socket, a device or a folder where a file is wanted.
     #[error(
-        "{path} is a pipe, a socket or a device, and text is read more than once: write it to a file and name that in data.sources",
+        "{path} is not a regular file: write what it gives to a file and name that instead",
         path = .path.display()
     )]
     NotRegular {
         /// The path.
         path: PathBuf,
+    },
+    /// A file is larger than such files are.
+    #[error("{path} has {bytes} bytes, and at most {limit} are read: it is not the file it is taken for", path = .path.display())]
+    TooLarge {
+        /// The path.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The largest that is read.
+        limit: u64,
     },
     /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = .path.display())]

@@ -18,12 +18,15 @@ mod batch;
 mod cache;
 mod dataset;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod manifest;
 mod mapped;
 mod options;
 mod order;
 mod prepare;
 mod progress;
+mod regular;
 mod sample;
 mod scan;
 mod shard;

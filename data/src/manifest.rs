@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::options::Options;
+use crate::regular::read_regular;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,6 +11,12 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Version of the folder's layout and of everything that decides which token stands where; part of the fingerprint.
 pub(crate) const FORMAT: u32 = 1;
 const MANIFEST_FILE: &str = "manifest.json";
+/// The largest manifest that is read; one of 100,000 shards has 10 MiB.
+const MAX_BYTES: u64 = 256 << 20;
+/// More tokens than anybody has, few enough that bytes of them are 64-bit numbers.
+const MAX_TOKENS: u64 = 1 << 56;
+/// A shard is mapped as a whole.
+const MAX_SHARD_TOKENS: u64 = 1 << 40;
 
 /// What a prepared folder holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,9 +112,12 @@ impl Manifest {
     /// Reads it from `folder` and checks that it is whole and of our format.
     pub(crate) fn load(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(MANIFEST_FILE);
-        let json = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::corrupt(&path, "the file is missing"),
-            _ => Error::read(&path)(e),
+        let json = read_regular(&path, MAX_BYTES).map_err(|e| match e {
+            Error::MissingFile { .. } => Error::corrupt(&path, "the file is missing"),
+            Error::NotRegular { .. } | Error::TooLarge { .. } => {
+                Error::corrupt(&path, e.to_string())
+            }
+            other => other,
         })?;
         let manifest: Self =
             serde_json::from_slice(&json).map_err(|e| Error::corrupt(&path, e.to_string()))?;
@@ -118,7 +128,35 @@ impl Manifest {
         if manifest.checksum != manifest.own_checksum() {
             return Err(Error::corrupt(&path, "the checksum differs"));
         }
+        manifest.check().map_err(|what| Error::corrupt(&path, what))?;
         Ok(manifest)
+    }
+
+    /// Refuses figures that cannot belong together, so that nobody computes with them.
+    fn check(&self) -> Result<(), String> {
+        if self.token_bytes != 2 && self.token_bytes != 4 {
+            return Err(format!("says that a token has {} bytes", self.token_bytes));
+        }
+        if !(1..=MAX_SHARD_TOKENS).contains(&self.shard_tokens) {
+            return Err(format!("says that a shard has {} tokens", self.shard_tokens));
+        }
+        for part in [&self.training, &self.validation] {
+            // A document has at least one token, and a token or its place in a text at most eight bytes.
+            let counted =
+                part.documents <= part.tokens && (part.documents > 0) == (part.tokens > 0);
+            if part.tokens > MAX_TOKENS || !counted {
+                let PartSummary { tokens, documents, .. } = part;
+                return Err(format!("says that {documents} documents have {tokens} tokens"));
+            }
+        }
+        let shards = self.training.tokens.max(self.validation.tokens).div_ceil(self.shard_tokens);
+        if shards > self.files.len() as u64 {
+            return Err(format!(
+                "lists {} files, and {shards} shards are wanted",
+                self.files.len()
+            ));
+        }
+        Ok(())
     }
 
     fn own_checksum(&self) -> String {

@@ -218,6 +218,23 @@ impl Part {
         Record { first_token, bytes, file, line }
     }
 
+    /// Refuses an index whose documents are not in order, or come from files beyond the first `files`.
+    pub(crate) fn verify_index(&self, files: usize) -> Result<(), Error> {
+        let mut next = 0;
+        for (document, [first_token, _, file, _]) in
+            self.index.as_slice::<[u64; 4]>().iter().enumerate()
+        {
+            let in_order = if document == 0 { *first_token == 0 } else { *first_token >= next };
+            if !in_order || *first_token >= self.tokens || *file >= files as u64 {
+                let what =
+                    format!("places document {document} at token {first_token} of file {file}");
+                return Err(Error::corrupt(self.index.path(), what));
+            }
+            next = first_token + 1;
+        }
+        Ok(())
+    }
+
     /// The documents that have a token in `tokens`.
     pub(crate) fn documents_of(&self, tokens: &Range<u64>) -> Range<u64> {
         if tokens.is_empty() {

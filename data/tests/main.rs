@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics")]
 
 mod batches;
+mod peers;
 mod refusals;
 
 use lampyris_data::{Dataset, Options, Silent, Source, Split, TokenizerSpec, prepare};

@@ -7,7 +7,7 @@
 //! A configuration says nothing about training, so `bias_update_speed` and `balance_loss` are 0 after reading: the
 //! recipe sets them.
 
-pub use super::config_out::{Tokens, write};
+pub use super::config_out::{Tokens, write, write_generation};
 use super::keys::Keys;
 use crate::error::{Error, Result};
 use lampyris_plan::model_spec::{Attention, Gate, ModelSpec, Moe, Rope, Yarn};

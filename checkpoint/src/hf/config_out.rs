@@ -65,6 +65,14 @@ pub fn write(spec: &ModelSpec, torch_dtype: &str, tokens: &Tokens) -> Result<Val
     Ok(config)
 }
 
+/// The `generation_config.json` of a model with these `tokens`, none without an end of document. An empty prompt begins
+/// as training text does, behind the end of a document, and rows that have ended are filled up with it.
+pub fn write_generation(tokens: &Tokens) -> Option<Value> {
+    let eos = tokens.eos?;
+    let bos = tokens.bos.unwrap_or(eos);
+    Some(json!({ "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos }))
+}
+
 /// The keys of the expert layers; a model without experts declares every layer dense, and its expert sizes are those of
 /// the smallest legal gate, which no layer has.
 fn write_experts(spec: &ModelSpec) -> Value {

@@ -4,7 +4,7 @@
 //! or not at all: files are written into a temporary folder beside the target, synced, and renamed once.
 
 use super::import::duplicates;
-use super::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, config};
+use super::{CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE, config};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::read::Reader;
@@ -220,6 +220,9 @@ impl NewFolder<'_> {
             self.write_json(INDEX_FILE, &index)?;
         }
         self.write_json(CONFIG_FILE, config)?;
+        if let Some(generation) = config::write_generation(&options.tokens) {
+            self.write_json(GENERATION_FILE, &generation)?;
+        }
         for (name, content) in &options.extra_files {
             self.write(name, content)?;
         }

@@ -19,6 +19,8 @@ pub use import::Import;
 
 /// Name of the configuration file.
 pub const CONFIG_FILE: &str = "config.json";
+/// Name of the file with the special tokens of generated text.
+pub const GENERATION_FILE: &str = "generation_config.json";
 /// Name of the only weight file.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Name of the index of a folder with several weight files.

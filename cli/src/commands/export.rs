@@ -45,7 +45,6 @@ pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     let path = select(&args.run, args.step)?;
     let reader = Reader::open(Arc::new(RealDisk), &path)?;
     let tokenizer = run.tokenizer()?;
-    let json = tokenizer.hugging_face_json();
     let options = Options {
         storage: match args.dtype {
             Dtype::Fp32 => StorageType::Fp32,
@@ -53,10 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
         },
         with_mtp: args.with_mtp,
         tokens: Tokens { bos: None, eos: Some(tokenizer.end_of_document()) },
-        extra_files: json
-            .map(|json| ("tokenizer.json".into(), json.to_vec()))
-            .into_iter()
-            .collect(),
+        extra_files: tokenizer.hugging_face_files(plan.model.max_positions),
         ..Options::default()
     };
     let inventory = Inventory::new(&plan.model);
@@ -68,8 +64,5 @@ pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     let (tensors, bytes) = (exported.tensors, HumanBytes(exported.bytes));
     screen::say(format_args!("{}: {tensors} tensors, {bytes}", args.to.display()));
     screen::note(format_args!("from {}", path.display()));
-    if json.is_none() {
-        screen::note("without tokenizer.json: byte and character tokenizers have none");
-    }
     Ok(0)
 }

@@ -11,7 +11,7 @@ use tokenizers::{
 };
 
 /// Name of the end-of-document token, as in GPT-2.
-const END_OF_DOCUMENT: &str = "<|endoftext|>";
+pub(super) const END_OF_DOCUMENT: &str = "<|endoftext|>";
 /// A pair seen once is no pattern.
 const MIN_FREQUENCY: u64 = 2;
 

@@ -10,6 +10,9 @@ use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 /// Longer texts are cut, where cutting changes nothing, and encoded on all cores.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// The largest token that is read: twenty times the largest published vocabularies; a table of all takes 64 MiB.
+const MAX_TOKEN: u32 = (1 << 22) - 1;
+
 #[derive(Debug)]
 pub(super) struct HuggingFace {
     tokenizer: Tokenizer,
@@ -28,7 +31,7 @@ impl HuggingFace {
     /// From the contents of a `tokenizer.json`; `path` is for messages.
     pub(super) fn parse(json: &[u8], end_of_document: &str, path: &Path) -> Result<Self, Error> {
         let refuse = |message: String| Error::Tokenizer { path: path.to_owned(), message };
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refuse(e.to_string()))?;
+        let mut tokenizer = from_bytes(json).map_err(refuse)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
         let Some(id) = tokenizer.token_to_id(end_of_document) else {
@@ -40,7 +43,7 @@ impl HuggingFace {
             .add_special_tokens([AddedToken::from(end_of_document, true)])
             .map_err(|e| refuse(e.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
+        let largest = largest_token(&tokenizer).map_err(refuse)?;
         Ok(Self {
             bytes: token_bytes(&tokenizer, largest),
             path: path.to_owned(),
@@ -140,6 +143,27 @@ impl HuggingFace {
     }
 }
 
+/// Parses, on a library that panics on some files that are JSON but no tokenizers.
+fn from_bytes(json: &[u8]) -> Result<Tokenizer, String> {
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(json));
+    match parsed {
+        Ok(parsed) => parsed.map_err(|e| e.to_string()),
+        Err(_) => Err("the tokenizers library cannot read it".to_owned()),
+    }
+}
+
+/// The largest token, which tables of all tokens must reach.
+fn largest_token(tokenizer: &Tokenizer) -> Result<u32, String> {
+    let vocabulary = tokenizer.get_vocab(true);
+    match vocabulary.into_iter().max_by_key(|(_, token)| *token) {
+        Some((text, token)) if token > MAX_TOKEN => Err(format!(
+            "its token {text:?} has the number {token}; numbers count tokens, and up to {MAX_TOKEN} can be read"
+        )),
+        Some((_, token)) => Ok(token),
+        None => Ok(0),
+    }
+}
+
 /// The bytes of every token up to `largest`, if the tokenizer's decoder is the byte-level one. Added tokens are themselves.
 fn token_bytes(tokenizer: &Tokenizer, largest: u32) -> Option<Vec<Box<[u8]>>> {
     if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
@@ -160,7 +184,7 @@ fn token_bytes(tokenizer: &Tokenizer, largest: u32) -> Option<Vec<Box<[u8]>>> {
 
 /// The byte that a character of GPT-2's byte alphabet stands for: printable bytes are their own Latin-1 character, the
 /// others follow from U+0100 in rising order.
-fn byte_of(character: char) -> Option<u8> {
+pub(super) fn byte_of(character: char) -> Option<u8> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u8::try_from(character) {
         Ok(byte) => printable(byte).then_some(byte),

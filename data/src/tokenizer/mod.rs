@@ -5,6 +5,7 @@
 
 mod bpe;
 mod hugging_face;
+mod publish;
 mod stream;
 mod words;
 
@@ -12,6 +13,7 @@ pub(crate) use bpe::train as train_bpe;
 pub use stream::StreamDecoder;
 
 use crate::error::Error;
+use crate::regular::read_regular;
 use hugging_face::HuggingFace;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -20,6 +22,9 @@ use std::path::Path;
 const VOCABULARY_FILE: &str = "vocabulary.json";
 /// The Hugging Face file, for BPE and loaded tokenizers.
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// The largest `tokenizer.json` that is read: ten times the largest published ones.
+const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
 /// A tokenizer. Read-only and shared between threads.
 #[derive(Debug)]
@@ -61,10 +66,7 @@ impl Tokenizer {
 
     /// A Hugging Face `tokenizer.json` in which `end_of_document` ends a document.
     pub fn from_file(path: &Path, end_of_document: &str) -> Result<Self, Error> {
-        let json = std::fs::read(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::MissingFile { path: path.to_owned() },
-            _ => Error::read(path)(e),
-        })?;
+        let json = read_regular(path, MAX_TOKENIZER_BYTES)?;
         let inner = HuggingFace::parse(&json, end_of_document, path)?;
         Ok(Self { kind: Kind::HuggingFace(Box::new(inner)) })
     }
@@ -148,14 +150,6 @@ impl Tokenizer {
         StreamDecoder::new(self)
     }
 
-    /// The Hugging Face `tokenizer.json`; byte and character tokenizers have none.
-    pub fn hugging_face_json(&self) -> Option<&[u8]> {
-        match &self.kind {
-            Kind::HuggingFace(inner) => Some(inner.json()),
-            Kind::Byte | Kind::Char(_) => None,
-        }
-    }
-
     /// Writes the tokenizer into `folder`, for [`Tokenizer::load`].
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
         let saved = match &self.kind {
@@ -175,7 +169,7 @@ impl Tokenizer {
     /// Reads what [`Tokenizer::save`] wrote.
     pub fn load(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(VOCABULARY_FILE);
-        let json = std::fs::read(&path).map_err(Error::read(&path))?;
+        let json = read_regular(&path, MAX_TOKENIZER_BYTES)?;
         let saved =
             serde_json::from_slice(&json).map_err(|e| Error::corrupt(&path, e.to_string()))?;
         match saved {

@@ -24,6 +24,11 @@ fn words() -> (tempfile::TempDir, Tokenizer) {
     (dir, tokenizer)
 }
 
+fn json_of(tokenizer: &Tokenizer) -> &[u8] {
+    let Kind::HuggingFace(inner) = &tokenizer.kind else { panic!("not of the library") };
+    inner.json()
+}
+
 #[test]
 fn byte_tokens_are_bytes() {
     let tokenizer = Tokenizer::byte();
@@ -43,7 +48,7 @@ fn character_tokens_are_sorted() {
 #[test]
 fn training_is_deterministic_and_fills_the_vocabulary() {
     let again = train_bpe(&[RUST.repeat(3)], 400).unwrap();
-    assert_eq!(again.hugging_face_json(), BPE.hugging_face_json());
+    assert_eq!(json_of(&again), json_of(&BPE));
     assert_eq!((BPE.vocabulary_size(), BPE.end_of_document()), (400, 0));
     assert!(BPE.encode(RUST).unwrap().len() < RUST.len() / 2);
     assert!(train_bpe(&["ab".to_owned()], 400).unwrap().vocabulary_size() == 257);
@@ -52,7 +57,7 @@ fn training_is_deterministic_and_fills_the_vocabulary() {
 
 /// A tokenizer as DeepSeek-V3's: a pattern of its own in front of the byte alphabet.
 fn with_own_pattern() -> Tokenizer {
-    let json = std::str::from_utf8(BPE.hugging_face_json().unwrap()).unwrap();
+    let json = std::str::from_utf8(json_of(&BPE)).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
     json["pre_tokenizer"] = serde_json::json!({ "type": "Sequence", "pretokenizers": [
         { "type": "Split", "pattern": { "Regex": r"\p{N}{1,3}" }, "behavior": "Isolated", "invert": false },
@@ -105,7 +110,7 @@ fn bad_tokenizer_files_are_refused() {
     assert!(matches!(Tokenizer::from_file(&path, "x"), Err(Error::MissingFile { .. })));
     std::fs::write(&path, "{}").unwrap();
     assert!(matches!(Tokenizer::from_file(&path, "x"), Err(Error::Tokenizer { .. })));
-    std::fs::write(&path, BPE.hugging_face_json().unwrap()).unwrap();
+    std::fs::write(&path, json_of(&BPE)).unwrap();
     let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
     assert!(matches!(&error, Error::NoEndOfDocument { token, .. } if token == "</s>"), "{error}");
 }
@@ -152,6 +157,91 @@ fn long_texts_are_cut_where_it_does_not_matter() {
         let tokens: Vec<u32> = pieces.iter().flat_map(|p| BPE.encode(p).unwrap()).collect();
         assert_eq!(tokens, BPE.encode(&text).unwrap(), "pieces of {bytes} bytes");
     }
+}
+
+#[test]
+fn tokens_beyond_any_vocabulary_are_refused_before_a_table_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    for token in ["536870912", "4294967295"] {
+        let json = std::fs::read_to_string(words().0.path().join("words.json")).unwrap();
+        std::fs::write(&path, json.replace("\"glows\":3", &format!("\"glows\":{token}"))).unwrap();
+        let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
+        assert!(
+            error.to_string().contains(&format!("\"glows\" has the number {token}")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn pipes_and_devices_are_no_tokenizers() {
+    let error = Tokenizer::from_file(Path::new("/dev/zero"), "x").unwrap_err();
+    assert!(matches!(error, Error::NotRegular { .. }), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let error = Tokenizer::from_file(&path, "x").unwrap_err();
+    assert!(matches!(error, Error::NotRegular { .. }), "{error}");
+}
+
+/// Files for `AutoTokenizer`, read back by the library on which it stands.
+fn published(tokenizer: &Tokenizer) -> (serde_json::Value, tokenizers::Tokenizer) {
+    let files = tokenizer.hugging_face_files(512);
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]);
+    let config = serde_json::from_slice(&files[1].1).unwrap();
+    (config, tokenizers::Tokenizer::from_bytes(&files[0].1).unwrap())
+}
+
+#[test]
+fn published_tokenizers_give_the_same_tokens() {
+    let rust = RUST.replace("<|endoftext|>", "");
+    let texts = [&*rust, "", " é漢🦀\r\n\t fn  main() {}\u{0}", "'s don't 1234"];
+    let characters = Tokenizer::char(texts.concat().chars());
+    for ours in [&Tokenizer::byte(), &characters, &*BPE, &with_own_pattern()] {
+        let (config, theirs) = published(ours);
+        for text in texts {
+            let tokens = ours.encode(text).unwrap();
+            // As AutoTokenizer does: with whatever the post-processor adds.
+            assert_eq!(theirs.encode(text, true).unwrap().get_ids(), tokens, "{text:?}");
+            assert_eq!(theirs.decode(&tokens, true).unwrap(), text);
+        }
+        assert_eq!(theirs.get_vocab_size(true), ours.vocabulary_size());
+        assert_eq!(theirs.token_to_id("<|endoftext|>"), Some(ours.end_of_document()));
+        assert_eq!(theirs.decode(&[ours.end_of_document()], true).unwrap(), "");
+        assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
+        assert_eq!(config["eos_token"], "<|endoftext|>");
+        assert_eq!(config["bos_token"], serde_json::Value::Null);
+        assert_eq!(config["model_max_length"], 512);
+        assert_eq!(config["clean_up_tokenization_spaces"], false);
+    }
+}
+
+/// As of published models: a token is put in front, batches are padded, what is unknown has a token.
+#[test]
+fn what_a_loaded_tokenizer_adds_is_not_published() {
+    let (dir, _) = words();
+    let path = dir.path().join("words.json");
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let special = |id: &str| serde_json::json!({ "SpecialToken": { "id": id, "type_id": 0 } });
+    let sequence = serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    json["post_processor"] = serde_json::json!({ "type": "TemplateProcessing",
+        "single": [special("a"), sequence], "pair": [sequence, sequence],
+        "special_tokens": { "a": { "id": "a", "ids": [1], "tokens": ["a"] } } });
+    json["padding"] = serde_json::json!({ "strategy": { "Fixed": 8 }, "direction": "Right",
+        "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>" });
+    std::fs::write(&path, json.to_string()).unwrap();
+    let tokenizer = Tokenizer::from_file(&path, "</s>").unwrap();
+    assert_eq!(tokenizer.encode("firefly").unwrap(), [2]);
+    let (config, theirs) = published(&tokenizer);
+    assert_eq!(theirs.encode("firefly", true).unwrap().get_ids(), [2]);
+    let names = [&config["eos_token"], &config["unk_token"], &config["pad_token"]];
+    assert_eq!(names, ["</s>", "<unk>", "<unk>"]);
+    assert_eq!(config["added_tokens_decoder"]["4"]["content"], "</s>");
 }
 
 /// What the library itself makes of a text.

@@ -99,7 +99,7 @@ fn compare_fingerprints(rank: &Rank, manifest: &Manifest, link: &mut Link) {
         note(
             link,
             format!(
-                "the checkpoint was written on another machine ({:?}, here {here:?}): training goes on, equal bits are not promised",
+                "the checkpoint was written on another machine or with other threads ({:?}, here {here:?}): training goes on, equal bits are not promised",
                 manifest.fingerprint
             ),
         );

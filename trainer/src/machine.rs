@@ -11,8 +11,8 @@ fn share() -> Option<usize> {
     std::env::var("OMP_NUM_THREADS").ok()?.parse().ok()
 }
 
-/// What to tell a person whose plan has more threads than this rank has cores, if so. The plan's number stays: bits of
-/// matrix products may depend on it.
+/// What to tell a person whose plan has more threads than this rank was given cores, if so. Up to the cores that the process
+/// may use, the plan's number stays: bits of matrix products may depend on it.
 pub fn crowded(plan: &TrainPlan) -> Option<String> {
     let (threads, cores) = (plan.parallel.threads_per_rank, share()?);
     (threads > cores).then(|| {
@@ -27,11 +27,11 @@ pub fn crowded(plan: &TrainPlan) -> Option<String> {
 pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result<Device> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     // The shim names the share of a rank, and may have pinned it to that.
-    let threads = match plan.parallel.threads_per_rank {
-        0 => share().unwrap_or(cores / local_ranks.max(1)).max(1),
+    let asked = match plan.parallel.threads_per_rank {
+        0 => share().unwrap_or(cores / local_ranks.max(1)),
         threads => threads,
     };
-    tch::set_num_threads(i32::try_from(threads)?);
+    tch::set_num_threads(i32::try_from(threads(asked, cores))?);
     if tch::get_num_interop_threads() != 1 {
         // Nothing here runs several operators side by side.
         tch::set_num_interop_threads(1);
@@ -44,6 +44,12 @@ pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result
              build with LIBTORCH pointing at a CUDA libtorch, or use --set device=cpu"
         ),
     }
+}
+
+/// The threads to compute with. More than there are cores only wait for each other, and from 16 on MKL cuts small sums of
+/// matrix products into parts, which would make bits depend on a number that no hardware stands behind.
+fn threads(asked: usize, cores: usize) -> usize {
+    asked.clamp(1, cores.max(1))
 }
 
 /// The device in words.
@@ -97,4 +103,17 @@ pub fn peak_flops(compute: Compute, device: Device) -> f64 {
         best = best.min(started.elapsed().as_secs_f64());
     }
     2.0 * (size as f64).powi(3) / best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::threads;
+
+    #[test]
+    fn no_more_threads_than_cores_and_at_least_one() {
+        let cases = [(0, 2, 1), (1, 2, 1), (2, 2, 2), (16, 2, 2), (1_000_000, 8, 8), (4, 0, 1)];
+        for (asked, cores, expected) in cases {
+            assert_eq!(threads(asked, cores), expected, "{asked} threads on {cores} cores");
+        }
+    }
 }

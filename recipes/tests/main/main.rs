@@ -2,7 +2,10 @@
 
 mod docs;
 mod errors;
+mod fuzz;
 mod golden;
+#[path = "../../../data/tests/mutate.rs"]
+mod mutate;
 mod overrides;
 mod shipped;
 

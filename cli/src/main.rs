@@ -7,6 +7,7 @@ mod backend;
 mod commands;
 mod compressors;
 mod error;
+mod imported;
 mod interrupt;
 mod launch;
 mod ledger;

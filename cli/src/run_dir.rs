@@ -3,6 +3,7 @@
 //! checkpoints and requests lie beside them.
 
 use crate::error::CliError;
+use crate::imported::Imported;
 use jiff::Zoned;
 use lampyris_checkpoint::Run;
 use lampyris_checkpoint::disk::{RealDisk, regular};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 const PLAN: &str = "plan.toml";
 const DATASET: &str = "dataset.json";
+const IMPORTED: &str = "imported.json";
 const TOKENIZER: &str = "tokenizer";
 
 /// Runs of one name that may start in the same second.
@@ -162,11 +164,36 @@ impl RunDir {
     pub(crate) fn dataset(&self) -> Result<Option<DatasetRecord>, CliError> {
         let path = self.path.join(DATASET);
         match regular::read_text(&path, MAX_DATASET_BYTES) {
-            Ok(text) => serde_json::from_str(&text)
-                .map_err(|error| self.not_a_run(&format!("its dataset.json is damaged: {error}"))),
+            Ok(text) => {
+                let record: DatasetRecord = serde_json::from_str(&text).map_err(|error| {
+                    self.not_a_run(&format!("its {DATASET} is damaged: {error}"))
+                })?;
+                // It names a folder of the cache, and must name no other one.
+                if !record.fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return Err(self.not_a_run(&format!("its {DATASET} holds no fingerprint")));
+                }
+                Ok(Some(record))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(CliError::read(&path, error)),
         }
+    }
+
+    /// What an import left to later recipes; none for a run of its own.
+    pub(crate) fn imported(&self) -> Result<Option<Imported>, CliError> {
+        let path = self.path.join(IMPORTED);
+        match regular::read_text(&path, MAX_DATASET_BYTES) {
+            Ok(text) => serde_json::from_str(&text)
+                .map_err(|error| self.not_a_run(&format!("its {IMPORTED} is damaged: {error}"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CliError::read(&path, error)),
+        }
+    }
+
+    /// Notes that the run was imported, and under which recipe it goes on.
+    pub(crate) fn record_imported(&self, imported: &Imported) -> Result<(), CliError> {
+        let text = serde_json::to_string(imported).expect("sizes become JSON");
+        self.write(IMPORTED, &(text + "\n"))
     }
 
     /// Notes which text the run reads, and keeps its tokenizer.

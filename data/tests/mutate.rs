@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Feeds one input to the parser of this name; panics if something does not hold.
-pub type Parse = dyn Fn(&str, &[u8]) + std::panic::RefUnwindSafe;
+pub(crate) type Parse = dyn Fn(&str, &[u8]) + std::panic::RefUnwindSafe;
 
 /// Replays and mutates the corpus in `folder` for `time`, at least once through. Without a `seed` the clock gives one.
-pub fn fuzz(folder: &Path, time: Duration, seed: Option<u64>, parse: &Parse) {
+pub(crate) fn fuzz(folder: &Path, time: Duration, seed: Option<u64>, parse: &Parse) {
     let corpus = corpus(folder);
     for (parser, input) in &corpus {
         parse(parser, input);

@@ -53,6 +53,14 @@ fn what_is_imported_is_exported_again_bit_by_bit() {
         assert!(tensors(&out) == tensors(Path::new(&oracle(name))), "{name}: tensors differ");
         let config = std::fs::read_to_string(out.join("config.json")).unwrap();
         assert!(config.contains("\"eos_token_id\": 28"), "{config}");
+        let json = |file: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(out.join(file)).unwrap()).unwrap()
+        };
+        assert_eq!(json("generation_config.json")["eos_token_id"], 28);
+        let tokenizer = json("tokenizer_config.json");
+        assert_eq!(tokenizer["tokenizer_class"], "PreTrainedTokenizerFast");
+        assert_eq!(tokenizer["added_tokens_decoder"]["28"]["content"], tokenizer["eos_token"]);
+        assert_eq!(json("tokenizer.json")["model"]["vocab"]["a"], 2);
 
         let again = desk.run(&export);
         assert_eq!(again.code, 1);
@@ -101,5 +109,56 @@ fn a_folder_with_a_missing_tensor_or_of_another_class_is_refused() {
     let ended = desk.run(&["import", "broken", "--recipe", &recipe, "--run-dir", "run"]);
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("GPT2LMHeadModel"), "{}", ended.stderr);
+    assert!(!desk.dir.path().join("run").exists());
+}
+
+/// The sizes are the folder's, whatever the recipe of the import says; another schedule is another schedule and no more.
+#[test]
+fn an_imported_run_goes_on_under_its_recipe_with_another_schedule() {
+    let desk = Desk::new("ready steps=2 commit finish");
+    let imported = import(&desk, "deepseek_v3", "debug_moe");
+    assert_eq!(imported.code, 0, "{}", imported.stderr);
+    let recipe = shipped("debug_moe");
+    let resume = |more: &[&str]| {
+        let sets = ["data.path=text.txt", "tokenizer.kind=char", "model.vocab_size=67"];
+        let mut words = vec!["resume", "run", "--recipe", &recipe];
+        words.extend(sets.iter().flat_map(|set| ["--set", set]));
+        words.extend(more);
+        desk.run(&words)
+    };
+    let ended = resume(&["--set", "schedule.peak_lr=1e-3"]);
+    assert_eq!(ended.code, 78, "{}", ended.stderr);
+    assert!(ended.stderr.contains("schedule.peak_lr"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("model."), "{}", ended.stderr);
+    let ended = resume(&["--set", "model.rope_theta=5e5"]);
+    assert_eq!(ended.code, 78, "{}", ended.stderr);
+    assert!(ended.stderr.contains("model.rope.theta"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("model.hidden"), "{}", ended.stderr);
+    let allow = ["--set", "schedule.peak_lr=1e-3", "--allow-change", "schedule"];
+    let ended = resume(&allow);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let plan = std::fs::read_to_string(desk.dir.path().join("run/plan.toml")).unwrap();
+    assert!(plan.contains("peak_lr = 0.001") && plan.contains("hidden = 32"), "{plan}");
+}
+
+#[test]
+fn weights_that_are_not_finite_leave_no_run_behind() {
+    let desk = Desk::new("");
+    let bad = desk.dir.path().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    let oracle = repository("tests/data/oracle/llama_gqa");
+    std::fs::copy(oracle.join("config.json"), bad.join("config.json")).unwrap();
+    let mut weights = std::fs::read(oracle.join("model.safetensors")).unwrap();
+    let end = weights.len();
+    weights[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(bad.join("model.safetensors"), weights).unwrap();
+    desk.file("text.txt", &"the quick brown fox jumps over the lazy dog\n".repeat(100));
+    let recipe = shipped("debug_llama");
+    let sets = ["data.path=text.txt", "tokenizer.kind=char", "model.vocab_size=67"];
+    let mut words = vec!["import", "bad", "--recipe", &recipe, "--run-dir", "run"];
+    words.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let ended = desk.run(&words);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("not finite"), "{}", ended.stderr);
     assert!(!desk.dir.path().join("run").exists());
 }

@@ -63,8 +63,10 @@ impl Folder {
                 let problem = format!("{INDEX_FILE} lists tensors that its files do not hold");
                 return Err(Error::Tensors { dir: dir.to_path_buf(), problem, names: absent });
             }
-        } else {
+        } else if dir.join(WEIGHTS_FILE).exists() {
             folder.add(Weights::open(&dir.join(WEIGHTS_FILE))?)?;
+        } else {
+            return Err(Error::malformed(dir, weights_problem(dir)));
         }
         Ok(folder)
     }
@@ -80,6 +82,16 @@ impl Folder {
         }
         self.files.push(weights);
         Ok(())
+    }
+
+    /// Tensors of all files.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether no file holds a tensor.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
     }
 
     /// The folder.
@@ -236,4 +248,31 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 
 fn read_text(path: &Path) -> Result<String> {
     regular::read_linked_text(path, MAX_TEXT_BYTES).map_err(|e| Error::io("reading", path, e))
+}
+
+/// What is wrong with a folder that has no safetensors file of the expected name.
+fn weights_problem(dir: &Path) -> String {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    let ends = |endings: &[&str]| {
+        names.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending)))
+    };
+    let none = format!("it holds neither {WEIGHTS_FILE} nor {INDEX_FILE}");
+    if let Some(name) = ends(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        let dir = dir.display();
+        return format!(
+            "{none}; {name} is a PyTorch pickle, which is not read, because reading it can run any program. Convert \
+             it where you trust it: python3 -c 'import transformers; \
+             transformers.AutoModelForCausalLM.from_pretrained(\"{dir}\").save_pretrained(\"{dir}-safetensors\")'"
+        );
+    }
+    if let Some(name) = ends(&[".gguf", ".ggml"]) {
+        return format!("{none}; {name} is of llama.cpp: take the safetensors it was made from");
+    }
+    match ends(&[".safetensors"]) {
+        Some(name) => format!("{none}; if {name} holds the whole model, name it {WEIGHTS_FILE}"),
+        None => format!("{none}: the weights are missing; download them completely"),
+    }
 }

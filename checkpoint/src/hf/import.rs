@@ -27,6 +27,7 @@ impl Import {
     /// [`Error::Tensors`] with the names that are missing or have another shape; a partly present MTP layer counts as
     /// missing tensors.
     pub fn new(folder: Folder) -> Result<Import> {
+        refuse_more_than_held(&folder)?;
         let mut spec = folder.spec().clone();
         let declared = spec.mtp_layers;
         let mtp_prefix: Vec<String> = (spec.layers..spec.all_layers())
@@ -51,32 +52,75 @@ impl Import {
     /// Fills `out` with a parameter: its parts one below the other.
     ///
     /// # Errors
-    /// A failure to read.
+    /// A failure to read, [`Error::Tensors`] for values that are not finite.
     ///
     /// # Panics
     /// If `out` has another length than the parameter.
     pub fn read_parameter(&self, parameter: &Parameter, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), parameter.elements(), "{}", parameter.name);
         let row = parameter.row_elements();
+        let mut not_finite = Vec::new();
         for part in &parameter.parts {
             let range = part.first_row * row..(part.first_row + part.rows) * row;
-            self.folder.read_into(&part.hf_name, 0, &mut out[range])?;
+            let values = &mut out[range];
+            self.folder.read_into(&part.hf_name, 0, values)?;
+            not_finite.extend(describe_not_finite(&part.hf_name, values));
         }
-        Ok(())
+        self.refuse_not_finite(not_finite)
     }
 
     /// Fills `out` with a buffer (a gate's biases).
     ///
     /// # Errors
-    /// A failure to read.
+    /// As [`Import::read_parameter`].
     pub fn read_buffer(&self, buffer: &Buffer, out: &mut [f32]) -> Result<()> {
-        self.folder.read_into(&buffer.hf_name, 0, out)
+        self.folder.read_into(&buffer.hf_name, 0, out)?;
+        self.refuse_not_finite(describe_not_finite(&buffer.hf_name, out).into_iter().collect())
+    }
+
+    fn refuse_not_finite(&self, names: Vec<String>) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let problem = "values that are not finite (NaN or infinity), from which nothing can be trained; take a good \
+                       copy of the folder";
+        let dir = self.folder.dir().to_path_buf();
+        Err(Error::Tensors { dir, problem: problem.to_string(), names })
     }
 
     /// The folder itself.
     pub fn folder(&self) -> &Folder {
         &self.folder
     }
+}
+
+/// How many values are not finite, with the tensor's name; none if all are.
+fn describe_not_finite(name: &str, values: &[f32]) -> Option<String> {
+    let count = values.iter().filter(|value| !value.is_finite()).count();
+    (count > 0).then(|| format!("{name}: {count} of {}", values.len()))
+}
+
+/// Refuses a configuration that describes many more tensors than the folder holds, before a table of them is made. A layer
+/// has at least two norms, and an expert three matrices.
+fn refuse_more_than_held(folder: &Folder) -> Result<()> {
+    let (spec, held) = (folder.spec(), folder.len() as u64);
+    let layers = 2 * spec.layers as u64;
+    let experts = spec.moe.as_ref().map_or(0, |moe| {
+        let layers = spec.layers.saturating_sub(moe.first_dense_layers) as u64;
+        layers.saturating_mul(3 * moe.experts as u64)
+    });
+    let least = layers.saturating_add(experts);
+    // A few that are missing are named one by one.
+    if least / 64 <= held {
+        return Ok(());
+    }
+    let problem = format!(
+        "it describes {} layers with {} experts, which are at least {least} tensors, and the folder holds {held}: it is \
+         the configuration of another model",
+        spec.layers,
+        spec.moe.as_ref().map_or(0, |moe| moe.experts)
+    );
+    Err(Error::malformed(&folder.dir().join(super::CONFIG_FILE), problem))
 }
 
 /// Shape of every Hugging Face tensor of a model.

@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// The largest size: beyond those of all models, and the product of two fits into 64 bits.
+const MAX_COUNT: f64 = (1u32 << 31) as f64;
+
 /// A JSON object of a file.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
@@ -48,11 +51,13 @@ impl<'a> Keys<'a> {
 
     pub(super) fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(number) = self.float(key)? else { return Ok(None) };
-        // 2^53: beyond it an f64 no longer tells neighbouring integers apart.
-        if number.fract() == 0.0 && (0.0..9.0e15).contains(&number) {
-            return Ok(Some(number as usize));
+        if number.fract() != 0.0 || number < 0.0 {
+            return Err(self.refuse(key, "it must be a whole number, not negative"));
         }
-        Err(self.refuse(key, "it must be a whole number, not negative"))
+        if number > MAX_COUNT {
+            return Err(self.refuse(key, &format!("it is larger than {MAX_COUNT}")));
+        }
+        Ok(Some(number as usize))
     }
 
     pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {

@@ -240,7 +240,7 @@ fn damaged_files_are_refused_with_their_path() {
         assert!(text.contains("model.safetensors: "), "{length}: {text}");
     }
     std::fs::remove_file(&path).unwrap();
-    assert!(message(dir.path()).contains("model.safetensors: No such file"));
+    assert!(message(dir.path()).contains("holds neither model.safetensors nor"));
     std::fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(message(dir.path()).contains("not a JSON file"));
 }
@@ -273,4 +273,75 @@ fn cross_entropy(ids: &[i64], logits: &[f32]) -> f64 {
         sum += total.ln() - f64::from(row[ids[position + 1] as usize]);
     }
     sum / 94.0
+}
+
+#[test]
+fn weights_in_other_forms_are_named_with_what_converts_them() {
+    for (name, words) in [
+        ("pytorch_model.bin", "pytorch_model.bin is a PyTorch pickle"),
+        ("pytorch_model-00001-of-00002.bin", "save_pretrained"),
+        ("model-q4.gguf", "is of llama.cpp"),
+        ("weights.safetensors", "name it model.safetensors"),
+        ("README.md", "download them completely"),
+    ] {
+        let dir = folder("llama_gqa", |_| {});
+        std::fs::rename(dir.path().join("model.safetensors"), dir.path().join(name)).unwrap();
+        let message = message(dir.path());
+        assert!(message.contains("holds neither model.safetensors nor"), "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_named_and_counted() {
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    let dir = folder("llama_gqa", |tensors| {
+        let (_, _, bytes) = tensors.get_mut(name).unwrap();
+        bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+        bytes[16..20].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+    });
+    let import = import(dir.path()).unwrap();
+    let qkv = import.inventory.find("layers.1.attention.qkv").unwrap();
+    let error = import.read_parameter(qkv, &mut vec![0.0; qkv.elements()]).unwrap_err();
+    assert!(
+        matches!(&error, lampyris_checkpoint::Error::Tensors { names, .. } if names.len() == 1)
+    );
+    assert!(error.to_string().contains(&format!("{name}: 2 of 512")), "{error}");
+}
+
+/// Refused by its figures, before a list of 2^24 layers or experts is made.
+#[test]
+fn a_configuration_of_a_model_far_larger_than_the_folder_is_refused() {
+    for (case, key, value) in [
+        ("llama_gqa", "num_hidden_layers", 1u64 << 24),
+        ("deepseek_v3", "n_routed_experts", 1 << 24),
+        ("deepseek_v3", "num_hidden_layers", 1 << 31),
+    ] {
+        let dir = folder(case, |_| {});
+        let path = dir.path().join("config.json");
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = value.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let message = message(dir.path());
+        assert!(message.contains("config.json: it describes"), "{message}");
+        assert!(message.contains(&value.to_string()), "{message}");
+        config[key] = (1u64 << 32).into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        assert!(self::message(dir.path()).contains("larger than 2147483648"));
+    }
+}
+
+#[test]
+fn pipes_and_devices_in_place_of_files_are_refused() {
+    for name in ["config.json", "model.safetensors"] {
+        let dir = folder("llama_gqa", |_| {});
+        let path = dir.path().join(name);
+        std::fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(message(dir.path()).contains("a regular file is expected"));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(message(dir.path()).contains("a regular file is expected"));
+    }
 }

@@ -10,10 +10,13 @@ mod golden;
 mod hf_config;
 mod hf_export;
 mod hf_folder;
+mod hf_fuzz;
 mod hooked_disk;
 mod kill;
 mod large;
 mod lost;
+#[path = "../../../data/tests/mutate.rs"]
+mod mutate;
 mod peers;
 mod ranks;
 mod replica;

@@ -7,6 +7,7 @@
 use super::train::RunDirArgs;
 use super::{Environment, RecipeArgs};
 use crate::error::CliError;
+use crate::imported::Imported;
 use crate::prepare::prepare;
 use crate::run_dir::RunDir;
 use crate::screen;
@@ -37,6 +38,7 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let mut plan = recipe.load(environment)?;
     let named = args.run_dir.named()?;
     let import = Import::new(Folder::open(&args.folder)?)?;
+    let imported = Imported { recipe_model: plan.model.clone() };
     take_sizes(&mut plan, &import);
     validate(&plan).map_err(|broken| CliError::Mismatch {
         folder: args.folder.clone(),
@@ -44,12 +46,13 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     })?;
     check_trainable(&plan)?;
     let dataset = prepare(&plan)?;
+    let weights = Weights::read(&plan, &import)?;
     let mut text = recipe.text_with_sets()?;
     text.push_str(&format!("\n# [model] of {}", args.folder.join("config.json").display()));
     let run = RunDir::create(&plan, named, &Zoned::now(), &text)?;
-    let made =
-        run.record_dataset(&dataset).and_then(|()| commit(&run.checkpoints()?, &plan, &import));
-    let path = run.or_remove(made)?;
+    let recorded = run.record_dataset(&dataset).and_then(|()| run.record_imported(&imported));
+    let path =
+        run.or_remove(recorded.and_then(|()| commit(&run.checkpoints()?, &plan, &weights)))?;
     if import.mtp_left_out {
         screen::note("the folder declares an MTP layer and holds none of it: left out");
     }
@@ -71,29 +74,45 @@ fn take_sizes(plan: &mut TrainPlan, import: &Import) {
     plan.model = model;
 }
 
+/// The values of a model, read before anything is written, so that a bad folder leaves no run behind.
+struct Weights {
+    /// The folder's parameters, with what the recipe updates them by.
+    inventory: Inventory,
+    /// Values of each parameter.
+    parameters: Vec<Vec<f32>>,
+    /// Values of each buffer.
+    buffers: Vec<Vec<f32>>,
+}
+
+impl Weights {
+    fn read(plan: &TrainPlan, import: &Import) -> Result<Weights, CliError> {
+        let inventory = Inventory::of(plan);
+        let mut parameters = Vec::with_capacity(inventory.parameters.len());
+        for parameter in &inventory.parameters {
+            let mut values = vec![0.0; parameter.elements()];
+            import.read_parameter(parameter, &mut values)?;
+            parameters.push(values);
+        }
+        let mut buffers = Vec::with_capacity(inventory.buffers.len());
+        for buffer in &inventory.buffers {
+            let mut values = vec![0.0; buffer.shape.iter().product()];
+            import.read_buffer(buffer, &mut values)?;
+            buffers.push(values);
+        }
+        Ok(Weights { inventory, parameters, buffers })
+    }
+}
+
 /// Commits step 0 of attempt 1.
-fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliError> {
+fn commit(run: &Run, plan: &TrainPlan, weights: &Weights) -> Result<PathBuf, CliError> {
     let attempt = run.claim_next()?;
     run.record(attempt, None)?;
     let id = CheckpointId { step: Step(0), attempt };
-    // The folder's parameters, with what the recipe updates them by.
-    let inventory = &Inventory::of(plan);
-    let mut weights = Vec::with_capacity(inventory.parameters.len());
-    for parameter in &inventory.parameters {
-        let mut values = vec![0.0; parameter.elements()];
-        import.read_parameter(parameter, &mut values)?;
-        weights.push(values);
-    }
-    let mut biases = Vec::with_capacity(inventory.buffers.len());
-    for buffer in &inventory.buffers {
-        let mut values = vec![0.0; buffer.shape.iter().product()];
-        import.read_buffer(buffer, &mut values)?;
-        biases.push(values);
-    }
+    let Weights { inventory, parameters, buffers } = weights;
     // One stretch of zeros stands for all moments.
-    let zeros = vec![0.0; weights.iter().map(Vec::len).max().unwrap_or(0)];
+    let zeros = vec![0.0; parameters.iter().map(Vec::len).max().unwrap_or(0)];
     let mut pieces = Vec::new();
-    for (parameter, values) in inventory.parameters.iter().zip(&weights) {
+    for (parameter, values) in inventory.parameters.iter().zip(parameters) {
         for part in split(parameter, 0..values.len()) {
             let tensor = part.tensor;
             let start = part.start;
@@ -105,7 +124,7 @@ fn commit(run: &Run, plan: &TrainPlan, import: &Import) -> Result<PathBuf, CliEr
             }));
         }
     }
-    for (buffer, data) in inventory.buffers.iter().zip(&biases) {
+    for (buffer, data) in inventory.buffers.iter().zip(buffers) {
         pieces.push(Piece { tensor: &buffer.hf_name, kind: Kind::GateBias, start: 0, data });
     }
     let report = run.write_shard(id, Rank(0), &pieces, Transfer::default())?;

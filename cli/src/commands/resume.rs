@@ -10,6 +10,7 @@ use super::{Environment, RecipeArgs};
 use crate::backend::slurm::refuse_if_queued;
 use crate::backend::{Backend, JobName};
 use crate::error::CliError;
+use crate::imported;
 use crate::launch::{Announced, LaunchArgs, Layout};
 use crate::memory;
 use crate::prepare::{check_sample, prepare, reopen};
@@ -73,7 +74,12 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     let _lock = run.lock()?;
     let before = run.plan()?;
     refuse_if_queued(&run)?;
-    let plan = args.plan(&before, environment)?;
+    let mut plan = args.plan(&before, environment)?;
+    let imported = match args.recipe {
+        Some(_) => imported::take_sizes(&run, &before, &mut plan)?,
+        None => None,
+    };
+    validate(&plan).map_err(CliError::Invalid)?;
     // Before anything is written.
     let beginning = beginning(&run.checkpoints()?, &plan)?;
     check_trainable(&plan)?;
@@ -95,6 +101,9 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
             screen::changes(&changed)
         ));
         run.write_plan(&plan)?;
+    }
+    if let Some(imported) = &imported {
+        run.record_imported(imported)?;
     }
     screen::note(beginning);
     let suspend = control::suspend_path(run.path());
@@ -156,7 +165,6 @@ impl Args {
         }
         let mut plan = before.clone();
         plan.parallel.data = ranks.unwrap_or(plan.parallel.data);
-        validate(&plan).map_err(CliError::Invalid)?;
         Ok(plan)
     }
 

@@ -1,37 +1,51 @@
 //! What a rank runs on: device, threads, numerics fingerprint, memory, peak speed.
 
 use anyhow::{Result, bail};
-use lampyris_plan::train_plan::{self, Compute, TrainPlan};
+use lampyris_plan::train_plan::{self, Compute, Reduction, TrainPlan};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor};
 
-/// The share of cores of which the shim has told this rank.
-fn share() -> Option<usize> {
-    std::env::var("OMP_NUM_THREADS").ok()?.parse().ok()
+/// Most threads of a rank under canonical reduction, whose bits no layout changes: from 16 on, MKL sums some matrix products of
+/// fp32 in parts; up to 8 it does not, whatever the machine.
+const CANONICAL_THREADS: usize = 8;
+
+/// The cores of this rank: those that its process may use, and no more than the shim, or a person, has given it.
+fn cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
+    match std::env::var("OMP_NUM_THREADS").ok().and_then(|given| given.parse().ok()) {
+        Some(given) => allowed.min(given).max(1),
+        None => allowed,
+    }
 }
 
-/// What to tell a person whose plan has more threads than this rank was given cores, if so. Up to the cores that the process
-/// may use, the plan's number stays: bits of matrix products may depend on it.
+/// What to tell a person whose plan asks for more threads than are started, if so.
 pub fn crowded(plan: &TrainPlan) -> Option<String> {
-    let (threads, cores) = (plan.parallel.threads_per_rank, share()?);
-    (threads > cores).then(|| {
-        format!(
-            "parallel.threads_per_rank = {threads}, but this rank was given {cores} cores: it will be slow; \
-             0 takes as many threads as there are cores"
-        )
+    let (asked, cores) = (plan.parallel.threads_per_rank, cores());
+    let started = threads(asked, cores, plan.batch.reduction);
+    (asked > started).then(|| match started == cores {
+        true => format!(
+            "parallel.threads_per_rank = {asked}, but this rank was given {cores} cores: \
+             it computes with {started} threads"
+        ),
+        false => format!(
+            "parallel.threads_per_rank = {asked}: with more than {started} threads the bits of canonical \
+             reduction would depend on their number, so this rank computes with {started}; \
+             train with more ranks, or with batch.reduction = \"fast\""
+        ),
     })
 }
 
 /// The device of a rank and its threads, set up for this process.
 pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result<Device> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    // The shim names the share of a rank, and may have pinned it to that.
+    // The shim may have told each rank its cores; where nobody has, the ranks of a machine share them evenly.
     let asked = match plan.parallel.threads_per_rank {
-        0 => share().unwrap_or(cores / local_ranks.max(1)),
+        0 if std::env::var_os("OMP_NUM_THREADS").is_none() => cores() / local_ranks.max(1),
+        0 => cores(),
         threads => threads,
     };
-    tch::set_num_threads(i32::try_from(threads(asked, cores))?);
+    let threads = threads(asked, cores(), plan.batch.reduction);
+    tch::set_num_threads(i32::try_from(threads)?);
     if tch::get_num_interop_threads() != 1 {
         // Nothing here runs several operators side by side.
         tch::set_num_interop_threads(1);
@@ -46,10 +60,13 @@ pub fn set_up(plan: &TrainPlan, local_rank: usize, local_ranks: usize) -> Result
     }
 }
 
-/// The threads to compute with. More than there are cores only wait for each other, and from 16 on MKL cuts small sums of
-/// matrix products into parts, which would make bits depend on a number that no hardware stands behind.
-fn threads(asked: usize, cores: usize) -> usize {
-    asked.clamp(1, cores.max(1))
+/// The threads to compute with. More than there are cores only wait for each other.
+fn threads(asked: usize, cores: usize, reduction: Reduction) -> usize {
+    let most = match reduction {
+        Reduction::Canonical => cores.min(CANONICAL_THREADS),
+        Reduction::Fast => cores,
+    };
+    asked.clamp(1, most.max(1))
 }
 
 /// The device in words.
@@ -108,12 +125,15 @@ pub fn peak_flops(compute: Compute, device: Device) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::threads;
+    use lampyris_plan::train_plan::Reduction::{Canonical, Fast};
 
     #[test]
-    fn no_more_threads_than_cores_and_at_least_one() {
-        let cases = [(0, 2, 1), (1, 2, 1), (2, 2, 2), (16, 2, 2), (1_000_000, 8, 8), (4, 0, 1)];
-        for (asked, cores, expected) in cases {
-            assert_eq!(threads(asked, cores), expected, "{asked} threads on {cores} cores");
+    fn no_more_threads_than_cores_nor_than_keep_bits_and_at_least_one() {
+        let cases = [(0, 2, 1, 1), (1, 2, 1, 1), (2, 2, 2, 2), (16, 2, 2, 2), (4, 0, 1, 1)];
+        let wide = [(8, 64, 8, 8), (16, 64, 8, 16), (1_000_000, 12, 8, 12)];
+        for (asked, cores, canonical, fast) in cases.into_iter().chain(wide) {
+            let found = (threads(asked, cores, Canonical), threads(asked, cores, Fast));
+            assert_eq!(found, (canonical, fast), "{asked} threads on {cores} cores");
         }
     }
 }

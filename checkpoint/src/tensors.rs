@@ -153,7 +153,7 @@ mod tests {
             init: lampyris_plan::inventory::Init::Ones,
             decay: true,
             optimizer: Optimizer::AdamW,
-            contributions: 1,
+            segments: Vec::new(),
         };
         let cut = |range| {
             let cut = split(&parameter, range);

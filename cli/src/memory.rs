@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::launch::{Layout, Place};
 use lampyris_plan::memory::RankMemory;
 use lampyris_plan::train_plan::Device;
-use lampyris_plan::{Inventory, TrainPlan};
+use lampyris_plan::{Shares, TrainPlan};
 use std::fs;
 
 /// What a rank's process holds without a model, libtorch above all: a lower bound.
@@ -25,7 +25,7 @@ pub(crate) fn check(
         None => layout.world(),
         Some(_) => layout.ranks_per_node,
     } as u64;
-    let rank = RankMemory::of(plan, &Inventory::of(plan), plan.batch.reduction).total();
+    let rank = RankMemory::of(plan, &Shares::of(plan), plan.batch.reduction).total();
     let needed = rank.saturating_add(PROCESS_BYTES).saturating_mul(ranks);
     match there() {
         Some(there) if needed > there => Err(CliError::Memory { ranks, needed, there }),

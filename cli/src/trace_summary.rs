@@ -1,7 +1,7 @@
 //! Sums of a trace: for each kind of communication how long any of it was under way, and how long the compute thread
 //! waited for it ("exposed").
 
-use lampyris_plan::program::Instruction;
+use lampyris_plan::program::{Act, Task, Transfer};
 use lampyris_plan::timeline::{Bound, Cost};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -9,9 +9,6 @@ use std::fmt::Write;
 
 /// Kinds, in the order of the table.
 const KINDS: [&str; 5] = ["dispatch", "combine", "reduce", "gather", "optimizer"];
-
-/// Instructions that a trace shows in the lane of the optimizer.
-const INSTRUCTIONS: [&str; 3] = ["GradNorm", "UpdateShard", "UpdateBias"];
 
 /// One line of a trace: a span, or a name of a process or thread.
 #[derive(Debug, Deserialize)]
@@ -24,6 +21,17 @@ pub(crate) struct Event {
     ts: f64,
     #[serde(default)]
     dur: f64,
+    #[serde(default)]
+    args: Args,
+}
+
+/// What an event is of; nothing in traces of earlier releases.
+#[derive(Debug, Default, Deserialize)]
+struct Args {
+    /// The instruction.
+    act: Option<Act>,
+    /// The transfer.
+    transfer: Option<Transfer>,
 }
 
 /// What one rank did, as far as its trace goes.
@@ -47,12 +55,12 @@ pub(crate) struct RankTrace {
     /// Waits since the last instruction, microseconds: they are part of the next one's time.
     #[serde(skip)]
     waited: f64,
-    /// By instruction, its micro-batch left out: seconds of every run without waits.
+    /// Seconds of every run without waits; acts that are alike are counted together.
     #[serde(skip)]
-    computed: BTreeMap<String, Vec<f64>>,
-    /// By instruction: seconds of the fastest of the transfers that it started.
+    computed: BTreeMap<Act, Vec<f64>>,
+    /// Seconds of the fastest of the transfers that are alike.
     #[serde(skip)]
-    transfers: BTreeMap<String, f64>,
+    transfers: BTreeMap<Transfer, f64>,
 }
 
 /// One kind of communication.
@@ -78,7 +86,7 @@ impl RankTrace {
         if let Some(kind) = event.name.strip_prefix("wait for ") {
             self.kinds.entry(kind.to_string()).or_default().exposed_s += event.dur / 1e6;
             self.waited += event.dur;
-        } else if event.cat == "compute" || INSTRUCTIONS.iter().any(|i| event.name.starts_with(i)) {
+        } else if event.cat == "compute" || event.args.act.is_some() {
             self.instruction(event);
         } else if KINDS.contains(&event.cat.as_str()) {
             self.transfer(event);
@@ -92,8 +100,9 @@ impl RankTrace {
         self.wall_s = (bounds.1 - bounds.0) / 1e6;
         self.bounds = Some(bounds);
         let alone = (event.dur - std::mem::take(&mut self.waited)).max(0.0) / 1e6;
-        self.computed.entry(without_micro_batch(&event.name)).or_default().push(alone);
-        if event.name == "UpdateBias" {
+        let Some(act) = event.args.act else { return };
+        self.computed.entry(act.alike()).or_default().push(alone);
+        if act == Act::Run(Task::UpdateBias) {
             self.steps += 1;
             self.ends.push(end);
             let mut steps: Vec<f64> =
@@ -109,29 +118,30 @@ impl RankTrace {
         kind.count += 1;
         kind.under_way_s += (end - event.ts.max(kind.covered_to)).max(0.0) / 1e6;
         kind.covered_to = kind.covered_to.max(end);
-        let fastest = self.transfers.entry(event.name.clone()).or_insert(f64::INFINITY);
-        *fastest = fastest.min(event.dur / 1e6);
-    }
-
-    /// What an instruction costs: the median of its own computation, and the fastest of its transfers, which is the one
-    /// that came nearest to having the link for itself.
-    pub(crate) fn cost(&self, instruction: &Instruction) -> Cost {
-        let name = without_micro_batch(&instruction.to_string());
-        let computed = self.computed.get(&name).cloned();
-        Cost {
-            compute_s: computed.and_then(|mut all| median(&mut all)).unwrap_or(0.0),
-            transfer_s: self.transfers.get(&name).copied().unwrap_or(0.0),
+        if let Some(transfer) = event.args.transfer {
+            let fastest = self.transfers.entry(transfer.alike()).or_insert(f64::INFINITY);
+            *fastest = fastest.min(event.dur / 1e6);
         }
     }
-}
 
-/// `Dispatch     m3 layer 1` as `Dispatch layer 1`.
-fn without_micro_batch(name: &str) -> String {
-    let is_micro = |word: &&str| {
-        word.strip_prefix('m')
-            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    };
-    name.split_whitespace().filter(|word| !is_micro(word)).collect::<Vec<_>>().join(" ")
+    /// Whether the trace says which instruction an event is of: those of earlier releases do not.
+    pub(crate) fn names_acts(&self) -> bool {
+        !self.computed.is_empty()
+    }
+
+    /// What an act costs: the median of its own computation, and the fastest of its transfers, which is the one that came
+    /// nearest to having the link for itself.
+    pub(crate) fn cost(&self, act: Act) -> Cost {
+        let computed = self.computed.get(&act.alike()).cloned();
+        let transfer = match act {
+            Act::Start(transfer) => self.transfers.get(&transfer.alike()).copied(),
+            Act::Run(_) => None,
+        };
+        Cost {
+            compute_s: computed.and_then(|mut all| median(&mut all)).unwrap_or(0.0),
+            transfer_s: transfer.unwrap_or(0.0),
+        }
+    }
 }
 
 fn median(values: &mut [f64]) -> Option<f64> {
@@ -185,32 +195,52 @@ pub(crate) fn table(ranks: &[RankTrace]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lampyris_plan::program::Pass;
-    use lampyris_plan::segments::Segment;
+    use lampyris_plan::segments::{Exchange, Pass, Segment};
+    use serde_json::json;
 
     #[test]
     fn waits_are_summed_and_overlapping_flights_count_once() {
+        let dispatch =
+            |micro| Transfer::Rows { micro, exchange: Exchange::Dispatch(1), pass: Pass::Forward };
+        let forward = |micro, segment| Act::Run(Task::Forward { micro, segment });
+        let act = |act: Act, cat: &str, ts: u32, dur: u32| json!({ "name": act.to_string(), "cat": cat, "ts": ts, "dur": dur, "args": { "act": act } });
+        let moved = |micro, ts: u32, dur: u32| {
+            let args = json!({ "transfer": dispatch(micro) });
+            json!({ "name": "Dispatch", "cat": "dispatch", "ts": ts, "dur": dur, "args": args })
+        };
         let lines = [
-            r#"{"ph":"M","name":"process_name","pid":0,"args":{"name":"rank 0"}}"#,
-            r#"{"ph":"X","name":"Forward m0 embed","cat":"compute","pid":0,"tid":0,"ts":1000000,"dur":1000000}"#,
-            r#"{"ph":"X","name":"Dispatch layer 1","cat":"dispatch","pid":0,"tid":1,"ts":1000000,"dur":600000}"#,
-            r#"{"ph":"X","name":"Dispatch layer 1","cat":"dispatch","pid":0,"tid":1,"ts":1500000,"dur":400000}"#,
-            r#"{"ph":"X","name":"wait for dispatch","cat":"wait","pid":0,"tid":0,"ts":1500000,"dur":250000}"#,
-            r#"{"ph":"X","name":"Forward      m0 experts.1","cat":"compute","pid":0,"tid":0,"ts":1500000,"dur":350000}"#,
-            r#"{"ph":"X","name":"UpdateBias","cat":"optimizer","pid":0,"tid":5,"ts":2000000,"dur":500000}"#,
+            json!({ "ph": "M", "name": "process_name", "args": { "name": "rank 0" } }),
+            act(forward(0, Segment::Embed), "compute", 1_000_000, 1_000_000),
+            moved(0, 1_000_000, 600_000),
+            moved(1, 1_500_000, 400_000),
+            json!({ "name": "wait for dispatch", "cat": "wait", "ts": 1_500_000, "dur": 250_000 }),
+            act(forward(0, Segment::Experts(1)), "compute", 1_500_000, 350_000),
+            act(Act::Run(Task::UpdateBias), "optimizer", 2_000_000, 500_000),
         ];
         let mut trace = RankTrace::new(3);
-        lines.iter().for_each(|line| trace.add(&serde_json::from_str(line).expect("an event")));
-        let dispatch = &trace.kinds["dispatch"];
-        assert_eq!((trace.steps, trace.wall_s, dispatch.count), (1, 1.5, 2));
-        assert!((dispatch.under_way_s - 0.9).abs() < 1e-9);
-        assert!((dispatch.exposed_s - 0.25).abs() < 1e-9);
-        let experts = Instruction::Forward { micro: 7, segment: Segment::Experts(1) };
-        assert!((trace.cost(&experts).compute_s - 0.1).abs() < 1e-9, "waits are not its own");
-        let pass = Pass::Forward;
-        let dispatch = Instruction::Dispatch { micro: 2, layer: 1, pass };
-        assert_eq!(trace.cost(&dispatch), Cost { compute_s: 0.0, transfer_s: 0.4 });
+        for line in lines {
+            trace.add(&serde_json::from_value(line).expect("an event"));
+        }
+        let kind = &trace.kinds["dispatch"];
+        assert_eq!((trace.steps, trace.wall_s, kind.count), (1, 1.5, 2));
+        assert!((kind.under_way_s - 0.9).abs() < 1e-9);
+        assert!((kind.exposed_s - 0.25).abs() < 1e-9);
+        let experts = forward(7, Segment::Experts(1));
+        assert!((trace.cost(experts).compute_s - 0.1).abs() < 1e-9, "waits are not its own");
+        let started = Act::Start(dispatch(2));
+        assert_eq!(trace.cost(started), Cost { compute_s: 0.0, transfer_s: 0.4 });
         let text = table(&[trace]);
         assert!(text.contains("   3      1     1.500  dispatch               2        0.900      0.250          16.7 %"), "{text}");
+    }
+
+    /// Traces of earlier releases name instructions in words alone: their waits are summed, their bound is left out.
+    #[test]
+    fn a_trace_without_arguments_has_sums_but_no_bound() {
+        let line =
+            r#"{"ph":"X","name":"Forward m0 embed","cat":"compute","ts":1000000,"dur":1000000}"#;
+        let mut trace = RankTrace::new(0);
+        trace.add(&serde_json::from_str(line).expect("an event"));
+        assert!((trace.wall_s - 1.0).abs() < 1e-9);
+        assert!(!trace.names_acts());
     }
 }

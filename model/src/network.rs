@@ -9,6 +9,7 @@ use lampyris_plan::inventory::ParameterId;
 use lampyris_plan::model_spec::{Attention, Gate, ModelSpec};
 use lampyris_plan::segments::{Graph, Segment};
 use lampyris_torch::{Sink, ops};
+use std::sync::Arc;
 use tch::{Device, Tensor};
 
 /// A network without its weights: sizes, parameter ids, tables.
@@ -17,9 +18,9 @@ pub struct Network {
     /// Sizes.
     pub spec: ModelSpec,
     /// Parameters and buffers.
-    pub inventory: Inventory,
+    pub inventory: Arc<Inventory>,
     /// Segments and slots.
-    pub graph: Graph,
+    pub graph: Arc<Graph>,
     layers: Vec<LayerIds>,
     embedding: ParameterId,
     final_norm: ParameterId,
@@ -57,15 +58,19 @@ pub struct SegmentOutput {
 }
 
 impl Network {
-    /// Builds the network for sequences of at most `positions` tokens.
+    /// Builds the network of `spec`, whose parameters `inventory` lists, for sequences of at most `positions` tokens.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for gates that this release only plans.
-    pub fn new(spec: &ModelSpec, positions: usize, device: Device) -> Result<Network> {
+    pub fn new(
+        spec: &ModelSpec,
+        inventory: Arc<Inventory>,
+        positions: usize,
+        device: Device,
+    ) -> Result<Network> {
         if spec.moe.as_ref().is_some_and(|moe| moe.gate != Gate::SigmoidBias) {
             return Err(Error::Unsupported("a softmax gate"));
         }
-        let inventory = Inventory::new(spec);
         let id = |name: &str| inventory.find(name).map(|p| p.id);
         let embedding = id("embedding").expect("every model has an embedding");
         let rotary = match spec.attention {
@@ -75,7 +80,7 @@ impl Network {
         let (cos, sin) = rope::angles(&spec.rope, rotary, positions, device);
         Ok(Network {
             spec: spec.clone(),
-            graph: Graph::new(spec),
+            graph: Arc::new(Graph::new(spec)),
             layers: (0..spec.all_layers()).map(|l| LayerIds::find(&inventory, l)).collect(),
             embedding,
             final_norm: id("final_norm").expect("every model has a final norm"),

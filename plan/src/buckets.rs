@@ -56,6 +56,8 @@ impl Buckets {
     ) -> Buckets {
         let limit = (bucket_bytes / 4).max(1);
         let mut buckets: Vec<Bucket> = Vec::new();
+        let order: Vec<ParameterId> =
+            backward_order(inventory).into_iter().filter(|id| keep(*id)).collect();
         let mut places = vec![(usize::MAX, usize::MAX); inventory.parameters.len()];
         for (group, storage, optimizer) in [
             (Group::Dense, Storage::Compute, Optimizer::AdamW),
@@ -66,10 +68,10 @@ impl Buckets {
             (Group::Expert, Storage::Fp32, Optimizer::AdamW),
         ] {
             let mut open: Option<Bucket> = None;
-            for id in backward_order(inventory) {
+            for &id in &order {
                 let parameter = &inventory.parameters[id];
                 let key = (parameter.group, parameter.storage, parameter.optimizer);
-                if key != (group, storage, optimizer) || !keep(id) {
+                if key != (group, storage, optimizer) {
                     continue;
                 }
                 let elements = parameter.elements();

@@ -2,11 +2,10 @@
 //! compute at a given speed and transfers that take their bytes' time on a given link. Norms, softmax, activations, the
 //! optimizer, copies and latencies are left out, and shared memory is free: a real step takes longer.
 
-use crate::buckets::Buckets;
 use crate::flops::SegmentFlops;
-use crate::inventory::Inventory;
-use crate::program::{Instruction, Shape, overlapped, sequential};
-use crate::segments::{Graph, Segment};
+use crate::program::{Act, Task, Transfer};
+use crate::segments::{Exchange, Segment};
+use crate::share::Shares;
 use crate::timeline::{self, Bound, Cost};
 use crate::traffic::{Sent, Transfers};
 use crate::train_plan::TrainPlan;
@@ -21,54 +20,42 @@ pub struct Speeds {
     pub link_bytes_per_s: f64,
 }
 
-/// The critical path of a full-size step of `plan`, which `validate` accepts, on so many nodes, which divide its ranks.
+/// The critical path of a full-size step of `plan`, which `validate` accepts, on this many nodes, which divide its ranks.
 pub fn step(plan: &TrainPlan, nodes: usize, speeds: Speeds) -> Bound {
-    let (graph, inventory) = (Graph::new(&plan.model), Inventory::of(plan));
+    let share = Shares::of(plan).rank(0);
     let transfers = Transfers::new(plan, nodes);
-    let mesh = transfers.mesh();
-    let keep = |id| mesh.holds(0, &inventory, id);
-    let buckets = Buckets::new(&inventory, plan.parallel.bucket_bytes, keep);
-    let shape = Shape {
-        micro_batches: plan.micro_batches() / mesh.data,
-        leaves: plan.leaves_per_rank(),
-        mesh,
-        sharded: plan.parallel.zero > 0,
-    };
-    let make = if plan.parallel.overlap { overlapped } else { sequential };
-    let program = make(&graph, &inventory, &buckets, &shape);
     let tokens = (plan.batch.micro_batch * plan.batch.sequence_length) as u64;
     let chosen = plan.model.moe.as_ref().map_or(0, |moe| tokens * moe.experts_per_token as u64);
     let flops = |segment| SegmentFlops::per_token(&plan.model, segment, plan.batch.sequence_length);
-    let per_rank = speeds.link_bytes_per_s / (mesh.data / nodes) as f64;
+    let per_rank = speeds.link_bytes_per_s / (share.mesh().data / nodes) as f64;
     let computes = |flops: u64| Cost {
         compute_s: (flops * tokens) as f64 / speeds.flops_per_s,
         transfer_s: 0.0,
     };
     let moves = |sent: Sent| Cost { compute_s: 0.0, transfer_s: sent.network as f64 / per_rank };
-    timeline::bound(&program, (&graph, &inventory, &buckets), |instruction| match *instruction {
+    timeline::bound(share.program(), |act| match act {
         // Loss and both gradients of the head are made at once.
-        Instruction::Forward { segment: segment @ Segment::Head(_), .. } => {
-            computes(3 * flops(segment).weights)
-        }
-        Instruction::Backward { segment: Segment::Head(_), .. } => Cost::default(),
-        Instruction::Forward { segment, .. } => {
+        Act::Run(Task::Loss { depth, .. }) => computes(3 * flops(Segment::Head(depth)).weights),
+        Act::Run(Task::Forward { segment, .. }) => {
             computes(flops(segment).weights + flops(segment).core)
         }
-        Instruction::Backward { segment, .. } => {
+        Act::Run(Task::Backward { segment, .. }) => {
             computes(flops(segment).weights + 2 * flops(segment).core)
         }
-        Instruction::Weight { segment, .. } => computes(flops(segment).weights),
-        Instruction::Dispatch { .. } => moves(transfers.rows(chosen, plan.model.hidden, true)),
-        Instruction::Combine { .. } => moves(transfers.rows(chosen, plan.model.hidden, false)),
-        Instruction::ReduceBucket { bucket } => {
-            let bucket = &buckets.buckets[bucket];
+        Act::Run(Task::Weight { segment, .. }) => computes(flops(segment).weights),
+        Act::Start(Transfer::Rows { exchange, .. }) => {
+            let weighted = matches!(exchange, Exchange::Dispatch(_));
+            moves(transfers.rows(chosen, plan.model.hidden, weighted))
+        }
+        Act::Start(Transfer::Reduce { bucket }) => {
+            let bucket = &share.buckets().buckets[bucket];
             moves(transfers.reduce(bucket.group, bucket.elements as u64))
         }
-        Instruction::GatherBucket { bucket } => {
-            let bucket = &buckets.buckets[bucket];
+        Act::Start(Transfer::Gather { bucket }) => {
+            let bucket = &share.buckets().buckets[bucket];
             moves(transfers.gather(bucket.group, bucket.storage, bucket.elements as u64))
         }
-        _ => Cost::default(),
+        Act::Run(_) => Cost::default(),
     })
 }
 
@@ -77,6 +64,7 @@ mod tests {
     use super::*;
     use crate::fixture;
     use crate::flops::ForwardFlops;
+    use crate::inventory::Inventory;
     use crate::traffic::Traffic;
 
     /// The fixture on 4 ranks of 2 nodes, experts shared out over all.

@@ -1,15 +1,19 @@
 //! Bytes that a rank holds and bytes that a checkpoint takes.
 //!
-//! Weights, gradients and optimizer state follow from the plan exactly, alignment gaps aside. Activations are an
-//! estimate: the elements that a block keeps for its backward pass when attention keeps no score matrix and nothing is
-//! recomputed, of each micro-batch in work. What libtorch allocates for a moment, the logits of one chunk of the loss
-//! among it, is not counted.
+//! Weights, gradients and optimizer state follow from the plan exactly, alignment gaps aside. Activations are the peak of
+//! the step's program ([`crate::peak`]) with an estimate of each value: the elements that a segment keeps for its backward
+//! pass when attention keeps no score matrix and nothing is recomputed, experts equally loaded. What libtorch allocates for a
+//! moment, the logits of one chunk of the loss among it, is not counted.
 
 use crate::inventory::{Group, Inventory, Optimizer, Parameter, Storage};
 use crate::model_spec::{Attention, ModelSpec};
-use crate::shards::muon_work;
-use crate::train_plan::{Compute, Reduction, TrainPlan};
+use crate::peak::{Piece, peak};
+use crate::program::{Program, StepShape};
+use crate::segments::{Graph, Operation, Segment, Slot};
+use crate::share::Shares;
+use crate::train_plan::{Compute, Reduction, Sharding, TrainPlan};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// Bytes on one rank, by kind; of Muon's matrices as on the rank that owns most elements of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -22,7 +26,7 @@ pub struct RankMemory {
     pub gradients: u64,
     /// First moment, and second where AdamW updates, fp32 (of this rank's shard with ZeRO-1).
     pub optimizer: u64,
-    /// One micro-batch, two where the program overlaps them; an estimate.
+    /// The most that the micro-batches in work take at a time; an estimate.
     pub activations: u64,
     /// Host copy of this rank's weights and moments, fp32, from the first checkpoint on.
     pub snapshot: u64,
@@ -31,29 +35,29 @@ pub struct RankMemory {
 }
 
 impl RankMemory {
-    /// What a rank of `plan` holds; the gradients as `reduction` needs them, whatever the plan says.
-    pub fn of(plan: &TrainPlan, inventory: &Inventory, reduction: Reduction) -> RankMemory {
+    /// What a rank of `plan` holds, whose shares are `shares`; the gradients as `reduction` needs them, whatever the plan
+    /// says.
+    pub fn of(plan: &TrainPlan, shares: &Shares, reduction: Reduction) -> RankMemory {
+        let (inventory, mesh) = (shares.inventory(), shares.mesh());
         let mut memory = RankMemory {
             master_weights: 0,
             compute_weights: 0,
             gradients: 0,
             optimizer: 0,
-            activations: activations(plan) * if plan.parallel.overlap { 2 } else { 1 },
+            activations: activations(plan, shares),
             snapshot: 0,
             replicas: 0,
         };
-        let expert_ranks = plan.parallel.expert as u64;
         for parameter in &inventory.parameters {
             let whole = parameter.elements() as u64;
             let here = match parameter.group {
                 Group::Dense => whole,
-                Group::Expert => whole.div_ceil(expert_ranks),
+                Group::Expert => whole.div_ceil(mesh.expert as u64),
             };
-            let replicas = match parameter.group {
-                Group::Dense => plan.parallel.data as u64,
-                Group::Expert => plan.parallel.data as u64 / expert_ranks,
+            let shards = match plan.parallel.sharding() {
+                Sharding::Replicated => 1,
+                Sharding::Optimizer => mesh.replicas(parameter.group, 0).len() as u64,
             };
-            let shards = if plan.parallel.zero == 0 { 1 } else { replicas };
             let copied = plan.compute == Compute::Bf16 && parameter.storage == Storage::Compute;
             let moments = parameter.optimizer.moments() as u64;
             let updated = match parameter.optimizer {
@@ -68,15 +72,13 @@ impl RankMemory {
             memory.snapshot += 4 * (1 + moments) * updated;
             memory.gradients += 4 * match reduction {
                 Reduction::Fast => here,
-                // Expert gradients keep one set for each of the `expert` source ranks.
-                Reduction::Canonical if parameter.group == Group::Expert => {
-                    accumulators(plan) * here * expert_ranks
+                Reduction::Canonical => {
+                    accumulators(plan) * here * mesh.sources(parameter.group) as u64
                 }
-                Reduction::Canonical => accumulators(plan) * here,
             };
         }
         let moments = Optimizer::Muon.moments() as u64;
-        let owned = muon_work(plan, inventory).iter().map(|work| work.elements).max().unwrap_or(0);
+        let owned = shares.most_muon_elements();
         memory.master_weights += if plan.compute == Compute::Bf16 { 4 * owned } else { 0 };
         memory.optimizer += 4 * moments * owned;
         memory.snapshot += 4 * (1 + moments) * owned;
@@ -112,29 +114,91 @@ pub fn checkpoint_bytes(inventory: &Inventory) -> u64 {
     4 * trained + 4 * biases as u64
 }
 
-fn activations(plan: &TrainPlan) -> u64 {
-    let tokens = (plan.batch.micro_batch * plan.batch.sequence_length) as u64;
-    tokens * activations_per_token(plan)
-}
-
-/// Bytes that one token of a micro-batch keeps for the backward pass.
+/// Bytes that one token of a micro-batch keeps for the backward pass: its slots, and what segments keep beside them.
 pub(crate) fn activations_per_token(plan: &TrainPlan) -> u64 {
-    let spec = &plan.model;
-    let hidden = spec.hidden as u64;
-    // Embedding output and final norm; an MTP layer has two norms and their concatenation, and a norm before the head.
-    let (mut narrow, mut fp32) = (2 * hidden + 5 * hidden * spec.mtp_layers as u64, 0);
-    for layer in 0..spec.all_layers() {
-        let (in_compute_type, in_fp32) = layer_elements(spec, layer);
-        narrow += in_compute_type;
-        fp32 += in_fp32;
+    let graph = Graph::new(&plan.model);
+    let mut bytes = 0;
+    for operation in graph.forward() {
+        for slot in graph.writes(operation) {
+            bytes += bytes_per_token(plan, Piece::Slot(slot));
+        }
+        if let Operation::Segment(segment) = operation {
+            bytes += bytes_per_token(plan, Piece::Inside(segment));
+        }
     }
-    narrow * plan.compute.bytes() as u64 + 4 * fp32
+    bytes
 }
 
-/// Elements that one layer keeps per token: (compute type, fp32).
-fn layer_elements(spec: &ModelSpec, layer: usize) -> (u64, u64) {
-    let d = spec.hidden;
-    let (attention, heads) = match spec.attention {
+/// Micro-batches after which a program only repeats itself.
+const MICRO_BATCHES: usize = 3;
+
+fn activations(plan: &TrainPlan, shares: &Shares) -> u64 {
+    // Buckets hold no activations.
+    let shape = StepShape {
+        graph: Arc::clone(shares.graph()),
+        buckets: Arc::new([]),
+        micro_batches: (plan.micro_batches() / plan.parallel.data).clamp(1, MICRO_BATCHES),
+        leaves: 1,
+    };
+    let program = match plan.parallel.overlap {
+        true => Program::overlapped(&shape),
+        false => Program::sequential(&shape),
+    };
+    let tokens = (plan.batch.micro_batch * plan.batch.sequence_length) as u64;
+    peak(&program, &shape.graph, |piece| tokens * bytes_per_token(plan, piece))
+}
+
+/// Bytes of a value, per token.
+fn bytes_per_token(plan: &TrainPlan, piece: Piece) -> u64 {
+    let (in_compute_type, in_fp32) = match piece {
+        Piece::Slot(slot) | Piece::Gradient(slot) => of_slot(&plan.model, slot),
+        // Gradients of the outputs of its products are as large as what it keeps of them.
+        Piece::Inside(segment) | Piece::Queue(segment) => inside(&plan.model, segment),
+    };
+    in_compute_type as u64 * plan.compute.bytes() as u64 + 4 * in_fp32 as u64
+}
+
+/// Elements of a slot per token: (compute type, fp32).
+fn of_slot(spec: &ModelSpec, slot: Slot) -> (usize, usize) {
+    let chosen = spec.moe.as_ref().map_or(0, |moe| moe.experts_per_token);
+    match slot {
+        Slot::Rows(_) | Slot::ExpertRows(_) => (chosen * spec.hidden, 0),
+        Slot::RouteWeights(_) | Slot::RowWeights(_) => (0, chosen),
+        Slot::Balance(_) => (0, 0),
+        _ => (spec.hidden, 0),
+    }
+}
+
+/// Elements that a segment keeps per token beside its slots: (compute type, fp32).
+fn inside(spec: &ModelSpec, segment: Segment) -> (usize, usize) {
+    let hidden = spec.hidden;
+    match segment {
+        Segment::Attention(layer) => {
+            let (attention, heads) = attention(spec);
+            let scores = spec.moe.as_ref().filter(|_| spec.is_moe_layer(layer));
+            // The norm before it. fp32: log-sum-exp of each head, scores of the gate.
+            (hidden + attention, heads + scores.map_or(0, |moe| moe.experts))
+        }
+        // Gate, up and their product.
+        Segment::FeedForward(_) => (3 * spec.ffn_hidden, 0),
+        Segment::Shared(_) => (3 * spec.shared_hidden(), 0),
+        Segment::Experts(_) => {
+            let moe = spec.moe.as_ref();
+            (moe.map_or(0, |moe| 3 * moe.experts_per_token * moe.expert_hidden), 0)
+        }
+        // Two norms and their concatenation.
+        Segment::MtpInput(_) => (4 * hidden, 0),
+        Segment::Embed
+        | Segment::Merge(_)
+        | Segment::FinalNorm
+        | Segment::MtpNorm(_)
+        | Segment::Head(_) => (0, 0),
+    }
+}
+
+/// Elements that attention keeps per token, and its heads.
+fn attention(spec: &ModelSpec) -> (usize, usize) {
+    match spec.attention {
         // q, k, v, o
         Attention::Gqa { heads, kv_heads, head_dim } => (2 * (heads + kv_heads) * head_dim, heads),
         // c_q before and after its norm; c_kv with k_r, c_kv normed; q, k, v, o
@@ -142,19 +206,7 @@ fn layer_elements(spec: &ModelSpec, layer: usize) -> (u64, u64) {
             let low = 2 * q_rank.unwrap_or(0) + 2 * kv_rank + rope_dim;
             (low + 2 * heads * (nope_dim + rope_dim + v_dim), heads)
         }
-    };
-    // Input, its norm, residual, its norm.
-    let common = 4 * d + attention;
-    let (feed_forward, gate) = match &spec.moe {
-        // Rows out and back, gate, up and their product per expert; the same without rows for the shared expert.
-        Some(moe) if spec.is_moe_layer(layer) => {
-            let routed = moe.experts_per_token * (2 * d + 3 * moe.expert_hidden);
-            (routed + 3 * spec.shared_hidden(), moe.experts)
-        }
-        _ => (3 * spec.ffn_hidden, 0),
-    };
-    // fp32: log-sum-exp of each head, scores of the gate.
-    ((common + feed_forward) as u64, (heads + gate) as u64)
+    }
 }
 
 #[cfg(test)]

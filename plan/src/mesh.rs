@@ -3,7 +3,7 @@
 //! Axis order is fixed: expert-data (outer), expert (inner). Ranks fill nodes in order, so the ranks of one expert axis
 //! follow each other and usually share a node.
 
-use crate::inventory::{Group, Inventory, Kind, ParameterId};
+use crate::inventory::{Group, Kind, Parameter};
 use crate::train_plan::ParallelPlan;
 use std::ops::Range;
 
@@ -58,13 +58,10 @@ impl Mesh {
         index * each..(index + 1) * each
     }
 
-    /// Whether the ranks of expert index `index` hold a parameter.
-    pub fn holds(&self, index: usize, inventory: &Inventory, id: ParameterId) -> bool {
-        match inventory.parameters[id].kind {
-            Kind::Expert { expert } => {
-                let experts = inventory.experts();
-                self.experts_of(index, experts).contains(&expert)
-            }
+    /// Whether the ranks of expert index `index` hold a parameter of a network with `experts` experts in a layer.
+    pub fn holds(&self, index: usize, experts: usize, parameter: &Parameter) -> bool {
+        match parameter.kind {
+            Kind::Expert { expert } => self.experts_of(index, experts).contains(&expert),
             _ => true,
         }
     }

@@ -1,130 +1,273 @@
-//! Step programs: what a rank does in one optimizer step, as a list of instructions. Pure data; `trainer` executes it
-//! one instruction after the other, so every overlap in the system is an order of instructions here.
+//! Step programs: what a rank does in one optimizer step, as a list of instructions that carries its own dependencies.
+//! Pure data. An [`Instruction`] names what it does, which transfers it waits for, and what nobody needs after it. Every
+//! overlap in the system is an order of instructions here.
+//!
+//! | step | where |
+//! |---|---|
+//! | somebody writes an order of acts | [`sequential`], [`overlapped`](Program::overlapped) |
+//! | folds, reductions, updates and gathers are put where they belong | `complete.rs` |
+//! | waits and frees are computed | [`depend`] |
+//! | what must hold of every program is checked | [`check`] |
+//! | a [`Machine`] goes through it: the rank, the critical path, the peak of memory, the checker | [`run`] |
 //!
 //! Gradient leaves (docs/architecture.md, "Canonical reduction"): the micro-batches of a step form L equal consecutive
 //! runs; a run is summed left to right into one fp32 accumulator, and the accumulators are summed as one balanced binary
 //! tree. `FoldLeaf` is one step of that tree, in the manner of a binary counter.
+//!
+//! [`sequential`]: Program::sequential
 
-use crate::buckets::{Bucket, Buckets};
-use crate::inventory::{Group, Inventory, Kind};
-use crate::mesh::Mesh;
-use crate::segments::{Graph, Operation, Segment};
-use std::fmt;
+use crate::segments::{Exchange, Graph, Operation, Pass, Segment, Slot};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
+mod chart;
+mod check;
+mod complete;
+mod depend;
 mod overlapped;
+mod run;
 mod sequential;
+mod values;
 
-pub use overlapped::overlapped;
-pub use sequential::sequential;
+pub use chart::chart;
+pub use check::{Mistake, check, check_forward};
+pub use depend::depend;
+pub use run::{Machine, run};
+pub(crate) use values::{made as made_by, made_by_landing as brought_by};
 
-/// One instruction of a step program. `micro` counts the micro-batches of the step from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Instruction {
-    /// Clear the accumulators that gradient leaf `leaf` will use.
-    BeginLeaf {
-        /// Leaf of this rank, 0-based.
-        leaf: usize,
-    },
+/// A piece of work for the compute thread. `micro` counts the micro-batches of this rank's step from 0, `leaf` its gradient
+/// leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Task {
     /// Run a segment.
     Forward {
         /// Micro-batch.
         micro: usize,
-        /// Segment.
+        /// Any segment but a head.
         segment: Segment,
+    },
+    /// Head and loss at one prediction depth. Both gradients are made at once: the one of the weights goes to the leaf, the
+    /// one of the input to its slot.
+    Loss {
+        /// Micro-batch.
+        micro: usize,
+        /// Prediction depth; 0 is the next token.
+        depth: usize,
+        /// The micro-batch's leaf.
+        leaf: usize,
     },
     /// Input gradients of a segment; its weight gradients are queued.
     Backward {
         /// Micro-batch.
         micro: usize,
-        /// Segment.
+        /// Any segment but a head.
         segment: Segment,
     },
-    /// Add the queued weight gradients of a segment to the open leaf.
+    /// Add the queued weight gradients of a segment to a leaf.
     Weight {
         /// Micro-batch.
         micro: usize,
-        /// Segment.
+        /// Any segment with weights but a head.
         segment: Segment,
+        /// The micro-batch's leaf.
+        leaf: usize,
     },
-    /// Rows from tokens to experts.
-    Dispatch {
-        /// Micro-batch.
-        micro: usize,
-        /// Decoder layer.
-        layer: usize,
-        /// Direction of the pass: in the backward pass this is the gradient of `Dispatch`.
-        pass: Pass,
-    },
-    /// Rows from experts back to tokens.
-    Combine {
-        /// Micro-batch.
-        micro: usize,
-        /// Decoder layer.
-        layer: usize,
-        /// Direction of the pass: in the backward pass this is the gradient of `Combine`.
-        pass: Pass,
-    },
-    /// The bucket has the last contribution of leaf `leaf`: add finished neighbours of the tree together.
+    /// The bucket has the last contribution of the leaf: add finished neighbours of the tree together.
     FoldLeaf {
-        /// Bucket.
+        /// Index of the bucket.
         bucket: usize,
         /// Leaf just finished.
         leaf: usize,
     },
-    /// The bucket's gradient is complete on this rank: sum it over the ranks that hold the same parameters, to the
-    /// shards of ZeRO-1 or to all of them. Returns at once; `GradNorm` waits.
-    ReduceBucket {
-        /// Bucket.
+    /// After the last leaf: add what the bucket's accumulators hold of the tokens of different ranks.
+    MergeSources {
+        /// Index of the bucket.
         bucket: usize,
     },
     /// Global gradient norm over all buckets, in parameter order; clipping factor; NaN guard.
     GradNorm,
-    /// The optimizer on this rank's shard of the bucket; with one rank the shard is the bucket.
+    /// The optimizer on this rank's shard of the bucket; where nothing is sharded the shard is the bucket.
     UpdateShard {
-        /// Bucket.
-        bucket: usize,
-    },
-    /// The updated shards of the bucket, on all ranks that hold it. Returns at once; the first segment that reads one of
-    /// its parameters waits, in the next step if need be.
-    GatherBucket {
-        /// Bucket.
+        /// Index of the bucket.
         bucket: usize,
     },
     /// Gate biases from the expert counts of the global batch (DeepSeek-V3, section 2.1.2).
     UpdateBias,
 }
 
-/// Direction of an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// Forward pass.
-    Forward,
-    /// Backward pass.
-    Backward,
+/// Something that travels between ranks while the compute thread goes on. Starting it returns at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Transfer {
+    /// Rows between tokens and experts.
+    Rows {
+        /// Micro-batch.
+        micro: usize,
+        /// Which exchange.
+        exchange: Exchange,
+        /// In the backward pass the gradient of that exchange.
+        pass: Pass,
+    },
+    /// A finished gradient, summed over the ranks that hold the same parameters: to the shards, or to all of them.
+    Reduce {
+        /// Index of the bucket.
+        bucket: usize,
+    },
+    /// The updated shards of a bucket, on all ranks that hold it.
+    Gather {
+        /// Index of the bucket.
+        bucket: usize,
+    },
 }
 
-/// The instructions of one step and what the executor must allocate for them.
-#[derive(Debug, Clone)]
+/// What an instruction does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Act {
+    /// Compute.
+    Run(Task),
+    /// Begin a transfer.
+    Start(Transfer),
+}
+
+/// Something that takes memory from the act that makes it to the last one that needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Value {
+    /// The value of a slot.
+    Slot {
+        /// Micro-batch.
+        micro: usize,
+        /// Its name.
+        slot: Slot,
+    },
+    /// What the readers of a slot contribute to its gradient.
+    Gradient {
+        /// Micro-batch.
+        micro: usize,
+        /// Its name.
+        slot: Slot,
+    },
+    /// What a segment keeps for its backward pass.
+    Tape {
+        /// Micro-batch.
+        micro: usize,
+        /// Its segment.
+        segment: Segment,
+    },
+    /// Factors of the weight gradients of a segment.
+    Queue {
+        /// Micro-batch.
+        micro: usize,
+        /// Its segment.
+        segment: Segment,
+    },
+    /// The way of the rows of a layer.
+    Route {
+        /// Micro-batch.
+        micro: usize,
+        /// Decoder layer.
+        layer: usize,
+    },
+}
+
+/// One step of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instruction {
+    /// What it does.
+    pub act: Act,
+    /// Transfers that are waited for before it, in this order.
+    pub needs: Vec<Transfer>,
+    /// What no later instruction takes. The act itself may already use it up.
+    pub frees: Vec<Value>,
+}
+
+/// The instructions of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// In order of execution.
     pub instructions: Vec<Instruction>,
-    /// Micro-batches of the step.
+    /// Micro-batches of this rank.
     pub micro_batches: usize,
-    /// Gradient accumulators per bucket: log2(leaves) + 1.
-    pub accumulators: usize,
+    /// Transfers that a step begins and the next one waits for. In the first step of a process nothing is under way yet,
+    /// and other readers may have waited between two steps: waiting for one of these returns at once if it is not under way.
+    pub carried: Vec<Transfer>,
+}
+
+/// How a program uses a bucket of parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketUse {
+    /// The segments that read a parameter, in forward order; a list for each different one among the bucket's parameters.
+    pub readers: Vec<Vec<Segment>>,
+    /// Sets of gradient accumulators: one for each rank whose tokens contribute.
+    pub sources: usize,
+    /// Whether its gradient is summed over several ranks.
+    pub reduced: bool,
+    /// Whether several ranks update parts of it.
+    pub gathered: bool,
+}
+
+/// What the step of a rank consists of, in whatever order.
+#[derive(Debug, Clone)]
+pub struct StepShape {
+    /// Segments and slots.
+    pub graph: Arc<Graph>,
+    /// By bucket.
+    pub buckets: Arc<[BucketUse]>,
+    /// Micro-batches of this rank.
+    pub micro_batches: usize,
+    /// Gradient leaves of this rank, a power of two that divides `micro_batches`.
+    pub leaves: usize,
 }
 
 impl Program {
-    fn new(instructions: Vec<Instruction>, shape: &Shape) -> Program {
-        let accumulators = shape.leaves.ilog2() as usize + 1;
-        Program { instructions, micro_batches: shape.micro_batches, accumulators }
+    /// Micro-batch after micro-batch, forward then backward.
+    ///
+    /// # Panics
+    /// If the leaves are no power of two or do not divide the micro-batches; `validate` refuses such plans.
+    pub fn sequential(shape: &StepShape) -> Program {
+        complete::complete(sequential::order(shape), shape)
     }
 
-    /// The same program without its updates: it ends when all gradients are complete.
+    /// Computation under the flight of rows (`overlapped.rs`); the sequential program if the network exchanges no rows.
+    ///
+    /// # Panics
+    /// As [`Program::sequential`].
+    pub fn overlapped(shape: &StepShape) -> Program {
+        let exchanges = |op: &Operation| matches!(op, Operation::Exchange(_));
+        if !shape.graph.forward().iter().any(exchanges) {
+            return Program::sequential(shape);
+        }
+        complete::complete(overlapped::order(shape), shape)
+    }
+
+    /// The forward pass of one micro-batch without gradients and losses, up to `end` if it is given: what that segment reads
+    /// is then there. Weights are taken as they are.
+    pub fn forward(graph: &Graph, end: Option<Segment>) -> Program {
+        let end = end.map(Operation::Segment);
+        let before_end = graph.forward().into_iter().take_while(|op| Some(*op) != end);
+        let computed = before_end.filter(|op| !matches!(op, Operation::Segment(Segment::Head(_))));
+        let order = computed.map(|operation| match operation {
+            Operation::Segment(segment) => Act::Run(Task::Forward { micro: 0, segment }),
+            Operation::Exchange(exchange) => {
+                Act::Start(Transfer::Rows { micro: 0, exchange, pass: Pass::Forward })
+            }
+        });
+        let program = depend(order.collect(), graph, &[], 1);
+        if cfg!(debug_assertions) {
+            check_forward(&program, graph).unwrap_or_else(|mistake| panic!("{mistake}"));
+        }
+        program
+    }
+
+    /// The same program without its updates: it ends when all gradients are complete on this rank.
     pub fn gradients(&self) -> Program {
-        let updates = |i: &&Instruction| !matches!(i, Instruction::GradNorm);
-        let instructions = self.instructions.iter().take_while(updates).copied().collect();
-        Program { instructions, ..*self }
+        let norm = Act::Run(Task::GradNorm);
+        let before = |i: &&Instruction| i.act != norm;
+        let instructions = self.instructions.iter().take_while(before).cloned().collect();
+        Program { instructions, micro_batches: self.micro_batches, carried: Vec::new() }
+    }
+
+    /// What its instructions do, in order.
+    pub fn acts(&self) -> impl Iterator<Item = Act> + '_ {
+        self.instructions.iter().map(|instruction| instruction.act)
     }
 }
 
@@ -139,224 +282,156 @@ pub fn folds_after(leaf: usize) -> usize {
     leaf.trailing_ones() as usize
 }
 
-/// What a step consists of, and how far its state is spread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Micro-batches of this rank.
-    pub micro_batches: usize,
-    /// Gradient leaves of this rank, a power of two that divides `micro_batches`.
-    pub leaves: usize,
-    /// Ranks of the job.
-    pub mesh: Mesh,
-    /// ZeRO-1: each rank updates its shard of a bucket.
-    pub sharded: bool,
+impl BucketUse {
+    /// Whether a segment reads one of its parameters.
+    pub fn is_read_by(&self, segment: Segment) -> bool {
+        self.readers.iter().flatten().any(|reader| *reader == segment)
+    }
 }
 
-impl Shape {
-    /// A step on one rank.
-    pub fn one_rank(micro_batches: usize, leaves: usize) -> Shape {
-        Shape { micro_batches, leaves, mesh: Mesh::ONE, sharded: false }
-    }
-
+impl StepShape {
     /// Micro-batches of one leaf.
     fn run(&self) -> usize {
-        let Shape { micro_batches, leaves, .. } = *self;
+        let StepShape { micro_batches, leaves, .. } = *self;
         assert!(leaves.is_power_of_two() && micro_batches.is_multiple_of(leaves));
         micro_batches / leaves
     }
 
-    /// The instruction that opens the leaf of `micro`, if it is the first of its leaf.
-    fn begins_leaf(&self, micro: usize) -> Option<Instruction> {
-        let first = micro.is_multiple_of(self.run());
-        first.then(|| Instruction::BeginLeaf { leaf: micro / self.run() })
+    /// The leaf of a micro-batch.
+    fn leaf(&self, micro: usize) -> usize {
+        micro / self.run()
     }
 
-    /// Whether the gradients of a group's buckets are summed beyond this rank's leaves.
-    fn reduces(&self, group: Group) -> bool {
-        self.mesh.replicas(group, 0).len() * self.mesh.sources(group) > 1
-    }
-
-    /// Whether the updated shards of a group's buckets must be brought together.
-    fn gathers(&self, group: Group) -> bool {
-        self.sharded && self.mesh.replicas(group, 0).len() > 1
-    }
-}
-
-/// What follows the last backward: norm, updates and gathers in the order in which the next forward pass reads, biases.
-fn update(
-    graph: &Graph,
-    inventory: &Inventory,
-    buckets: &Buckets,
-    shape: &Shape,
-    out: &mut Vec<Instruction>,
-) {
-    out.push(Instruction::GradNorm);
-    let forward = graph.forward();
-    let first_reader = |bucket: &&Bucket| {
-        let readers = readers(bucket, inventory, graph);
-        forward
-            .iter()
-            .position(|op| matches!(op, Operation::Segment(segment) if readers.contains(segment)))
-    };
-    let mut order: Vec<&Bucket> = buckets.buckets.iter().collect();
-    order.sort_by_key(first_reader);
-    for bucket in order {
-        out.push(Instruction::UpdateShard { bucket: bucket.id });
-        if shape.gathers(bucket.group) {
-            out.push(Instruction::GatherBucket { bucket: bucket.id });
-        }
-    }
-    out.push(Instruction::UpdateBias);
-}
-
-/// Every segment whose forward reads a parameter of the bucket.
-pub fn readers(bucket: &Bucket, inventory: &Inventory, graph: &Graph) -> Vec<Segment> {
-    let mut out = Vec::new();
-    for placement in &bucket.placements {
-        let parameter = &inventory.parameters[placement.parameter];
-        let last = owner(inventory, graph, placement.parameter);
-        let head = |segment: &Segment| matches!(segment, Segment::Head(_));
-        let takes_tokens =
-            |segment: &Segment| matches!(segment, Segment::Embed | Segment::MtpInput(_));
-        let tied = inventory.parameters.iter().all(|p| p.kind != Kind::Head);
-        let segments = graph.forward().into_iter().filter_map(|operation| match operation {
-            Operation::Segment(segment) => Some(segment),
-            _ => None,
-        });
-        out.extend(segments.filter(|segment| match parameter.kind {
-            Kind::Embedding => takes_tokens(segment) || tied && head(segment),
-            Kind::Head => head(segment),
-            _ => *segment == last,
-        }));
-    }
-    out.sort_unstable();
-    out.dedup();
-    out
-}
-
-fn forward(micro: usize, operation: Operation) -> Instruction {
-    match operation {
-        Operation::Segment(segment) => Instruction::Forward { micro, segment },
-        Operation::Dispatch(layer) => Instruction::Dispatch { micro, layer, pass: Pass::Forward },
-        Operation::Combine(layer) => Instruction::Combine { micro, layer, pass: Pass::Forward },
-    }
-}
-
-fn backward(micro: usize, operation: Operation) -> Instruction {
-    match operation {
-        Operation::Segment(segment) => Instruction::Backward { micro, segment },
-        Operation::Dispatch(layer) => Instruction::Dispatch { micro, layer, pass: Pass::Backward },
-        Operation::Combine(layer) => Instruction::Combine { micro, layer, pass: Pass::Backward },
-    }
-}
-
-/// The head adds its weight gradient chunk by chunk in its forward pass; a merge has no weights.
-fn has_weights(segment: Segment) -> bool {
-    !matches!(segment, Segment::Head(_) | Segment::Merge(_))
-}
-
-/// Where buckets are complete in a micro-batch's backward pass.
-struct Folds {
-    shape: Shape,
-    /// (index of the instruction that makes the last contribution, bucket, whether it is reduced after the last leaf).
-    points: Vec<(usize, usize, bool)>,
-}
-
-impl Folds {
-    /// `stream`: the backward pass of a micro-batch, any of them.
-    fn new(
-        stream: &[Instruction],
-        (graph, inventory): (&Graph, &Inventory),
-        buckets: &Buckets,
-        shape: &Shape,
-    ) -> Folds {
-        let done = |owner: Segment| {
-            let contributes = |i: &Instruction| match i {
-                Instruction::Backward { segment, .. } | Instruction::Weight { segment, .. } => {
-                    *segment == owner
-                }
-                _ => false,
-            };
-            stream.iter().rposition(contributes).expect("every parameter has a segment")
-        };
-        let point = |bucket: &Bucket| {
-            let parameters = bucket.placements.iter().map(|placement| placement.parameter);
-            let last = parameters.map(|parameter| done(owner(inventory, graph, parameter))).max();
-            let last = last.expect("a bucket holds at least one parameter");
-            (last, bucket.id, shape.reduces(bucket.group))
-        };
-        Folds { shape: *shape, points: buckets.buckets.iter().map(point).collect() }
-    }
-
-    /// The backward pass of `micro` with the folds, and after the last leaf the reductions, of what it completes.
-    fn after(&self, stream: Vec<Instruction>, micro: usize) -> Vec<Instruction> {
-        let (run, leaf) = (self.shape.run(), micro / self.shape.run());
-        if micro % run != run - 1 {
-            return stream;
-        }
-        let mut out = Vec::new();
-        for (at, instruction) in stream.into_iter().enumerate() {
-            out.push(instruction);
-            for &(_, bucket, reduced) in self.points.iter().filter(|point| point.0 == at) {
-                out.push(Instruction::FoldLeaf { bucket, leaf });
-                if reduced && leaf + 1 == self.shape.leaves {
-                    out.push(Instruction::ReduceBucket { bucket });
-                }
+    /// An operation in the forward pass.
+    fn forward(&self, micro: usize, operation: Operation) -> Act {
+        match operation {
+            Operation::Segment(Segment::Head(depth)) => {
+                Act::Run(Task::Loss { micro, depth, leaf: self.leaf(micro) })
+            }
+            Operation::Segment(segment) => Act::Run(Task::Forward { micro, segment }),
+            Operation::Exchange(exchange) => {
+                Act::Start(Transfer::Rows { micro, exchange, pass: Pass::Forward })
             }
         }
-        out
     }
-}
 
-/// The segment whose backward makes the last contribution to a parameter.
-fn owner(inventory: &Inventory, graph: &Graph, parameter: usize) -> Segment {
-    let parameter = &inventory.parameters[parameter];
-    let Some(layer) = parameter.layer else {
-        return match parameter.kind {
-            Kind::Embedding => Segment::Embed,
-            // The loss segments ran in the forward pass: their gradient is complete when backward begins.
-            Kind::Head => Segment::Head(graph.depths() - 1),
-            _ => Segment::FinalNorm,
-        };
-    };
-    let name = parameter.name.as_str();
-    match parameter.kind {
-        Kind::Expert { .. } => Segment::Experts(layer),
-        Kind::FeedForward if name.contains(".shared.") => Segment::Shared(layer),
-        Kind::FeedForward => Segment::FeedForward(layer),
-        Kind::MtpProjection => Segment::MtpInput(layer),
-        Kind::Norm if name.ends_with(".embedding_norm") || name.ends_with(".hidden_norm") => {
-            Segment::MtpInput(layer)
+    /// An operation in the backward pass; none for a head, whose gradients were made with its loss.
+    fn backward(&self, micro: usize, operation: Operation) -> Option<Act> {
+        match operation {
+            Operation::Segment(Segment::Head(_)) => None,
+            Operation::Segment(segment) => Some(Act::Run(Task::Backward { micro, segment })),
+            Operation::Exchange(exchange) => {
+                Some(Act::Start(Transfer::Rows { micro, exchange, pass: Pass::Backward }))
+            }
         }
-        Kind::Norm if name.ends_with(".head_norm") => Segment::MtpNorm(layer),
-        _ => Segment::Attention(layer),
+    }
+
+    /// The weight gradients of an operation, if it has any that its loss has not made.
+    fn weight(&self, micro: usize, operation: Operation) -> Option<Act> {
+        let Operation::Segment(segment) = operation else { return None };
+        let queued = values::queues_weights(segment);
+        queued.then(|| Act::Run(Task::Weight { micro, segment, leaf: self.leaf(micro) }))
     }
 }
 
-impl fmt::Display for Instruction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let direction = |pass: &Pass| if *pass == Pass::Forward { "" } else { " (backward)" };
+impl Task {
+    /// The micro-batch that it belongs to, if it belongs to one.
+    pub fn micro(self) -> Option<usize> {
         match self {
-            Instruction::BeginLeaf { leaf } => write!(f, "BeginLeaf    leaf {leaf}"),
-            Instruction::Forward { micro, segment } => write!(f, "Forward      m{micro} {segment}"),
-            Instruction::Backward { micro, segment } => {
-                write!(f, "Backward     m{micro} {segment}")
+            Task::Forward { micro, .. }
+            | Task::Loss { micro, .. }
+            | Task::Backward { micro, .. }
+            | Task::Weight { micro, .. } => Some(micro),
+            _ => None,
+        }
+    }
+
+    /// The segment whose weight gradients it adds up, and their leaf.
+    fn contributes(self) -> Option<(Segment, usize)> {
+        match self {
+            Task::Loss { depth, leaf, .. } => Some((Segment::Head(depth), leaf)),
+            Task::Weight { segment, leaf, .. } => Some((segment, leaf)),
+            _ => None,
+        }
+    }
+
+    /// The same task of the first micro-batch: tasks for which this is equal take the same time.
+    fn alike(self) -> Task {
+        let (micro, leaf) = (0, 0);
+        match self {
+            Task::Forward { segment, .. } => Task::Forward { micro, segment },
+            Task::Loss { depth, .. } => Task::Loss { micro, depth, leaf },
+            Task::Backward { segment, .. } => Task::Backward { micro, segment },
+            Task::Weight { segment, .. } => Task::Weight { micro, segment, leaf },
+            other => other,
+        }
+    }
+}
+
+impl Transfer {
+    /// The micro-batch that it belongs to, if it belongs to one.
+    pub fn micro(self) -> Option<usize> {
+        match self {
+            Transfer::Rows { micro, .. } => Some(micro),
+            Transfer::Reduce { .. } | Transfer::Gather { .. } => None,
+        }
+    }
+
+    /// The same transfer of the first micro-batch: transfers for which this is equal take the same time.
+    pub fn alike(self) -> Transfer {
+        match self {
+            Transfer::Rows { exchange, pass, .. } => Transfer::Rows { micro: 0, exchange, pass },
+            other => other,
+        }
+    }
+}
+
+impl Act {
+    /// The micro-batch that it belongs to, if it belongs to one.
+    pub fn micro(self) -> Option<usize> {
+        match self {
+            Act::Run(task) => task.micro(),
+            Act::Start(transfer) => transfer.micro(),
+        }
+    }
+
+    /// The same act of the first micro-batch: acts for which this is equal take the same time.
+    pub fn alike(self) -> Act {
+        match self {
+            Act::Run(task) => Act::Run(task.alike()),
+            Act::Start(transfer) => Act::Start(transfer.alike()),
+        }
+    }
+
+    /// What of the graph it carries out, for which micro-batch and in which pass; none for what does not follow the graph.
+    pub fn operation(self) -> Option<(usize, Operation, Pass)> {
+        match self {
+            Act::Run(Task::Forward { micro, segment }) => {
+                Some((micro, Operation::Segment(segment), Pass::Forward))
             }
-            Instruction::Weight { micro, segment } => write!(f, "Weight       m{micro} {segment}"),
-            Instruction::Dispatch { micro, layer, pass } => {
-                write!(f, "Dispatch     m{micro} layer {layer}{}", direction(pass))
+            Act::Run(Task::Loss { micro, depth, .. }) => {
+                Some((micro, Operation::Segment(Segment::Head(depth)), Pass::Forward))
             }
-            Instruction::Combine { micro, layer, pass } => {
-                write!(f, "Combine      m{micro} layer {layer}{}", direction(pass))
+            Act::Run(Task::Backward { micro, segment }) => {
+                Some((micro, Operation::Segment(segment), Pass::Backward))
             }
-            Instruction::FoldLeaf { bucket, leaf } => {
-                write!(f, "FoldLeaf     bucket {bucket} leaf {leaf}")
+            Act::Start(Transfer::Rows { micro, exchange, pass }) => {
+                Some((micro, Operation::Exchange(exchange), pass))
             }
-            Instruction::ReduceBucket { bucket } => write!(f, "ReduceBucket bucket {bucket}"),
-            Instruction::GradNorm => write!(f, "GradNorm"),
-            Instruction::UpdateShard { bucket } => write!(f, "UpdateShard  bucket {bucket}"),
-            Instruction::GatherBucket { bucket } => write!(f, "GatherBucket bucket {bucket}"),
-            Instruction::UpdateBias => write!(f, "UpdateBias"),
+            _ => None,
+        }
+    }
+}
+
+impl Value {
+    /// The micro-batch that it belongs to.
+    pub fn micro(self) -> usize {
+        match self {
+            Value::Slot { micro, .. }
+            | Value::Gradient { micro, .. }
+            | Value::Tape { micro, .. }
+            | Value::Queue { micro, .. }
+            | Value::Route { micro, .. } => micro,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::ids::Step;
 use crate::inventory::{Inventory, Kind, Optimizer};
 use crate::lr;
 use crate::memory::{RankMemory, checkpoint_bytes};
-use crate::shards::{MuonWork, muon_work};
+use crate::share::Shares;
 use crate::timeline::Bound;
 use crate::traffic::Traffic;
 use crate::train_plan::{Reduction, TrainPlan};
@@ -135,13 +135,14 @@ impl Report {
 
     /// The figures of `plan` on this many nodes, which divide its ranks.
     pub fn on_nodes(plan: &TrainPlan, nodes: usize) -> Report {
-        let inventory = Inventory::of(plan);
-        let memory = |reduction| RankMemory::of(plan, &inventory, reduction);
+        let shares = Shares::of(plan);
+        let inventory = shares.inventory();
+        let memory = |reduction| RankMemory::of(plan, &shares, reduction);
         let kinds = memory(plan.batch.reduction);
         let flops_per_token = flops_per_token(plan);
-        let newton_schulz = newton_schulz(plan, &inventory);
+        let newton_schulz = newton_schulz(plan, &shares);
         Report {
-            parameters: parameters(plan, &inventory),
+            parameters: parameters(plan, inventory),
             flops_per_token,
             newton_schulz,
             run: run(plan, flops_per_token.training_with_mtp, newton_schulz),
@@ -151,9 +152,9 @@ impl Report {
                 gradients_if_canonical: memory(Reduction::Canonical).gradients,
                 gradients_if_fast: memory(Reduction::Fast).gradients,
             },
-            traffic_per_step: Traffic::of(plan, &inventory, nodes),
+            traffic_per_step: Traffic::of(plan, inventory, nodes),
             step_bound: None,
-            checkpoint_bytes: checkpoint_bytes(&inventory),
+            checkpoint_bytes: checkpoint_bytes(inventory),
             digests: Digests::of(plan),
             untrainable: check_trainable(plan).err().map(|reason| reason.to_string()),
             notes: notes(plan),
@@ -191,13 +192,13 @@ fn flops_per_token(plan: &TrainPlan) -> FlopsPerToken {
     }
 }
 
-fn newton_schulz(plan: &TrainPlan, inventory: &Inventory) -> Option<NewtonSchulz> {
+fn newton_schulz(plan: &TrainPlan, shares: &Shares) -> Option<NewtonSchulz> {
     plan.optimizer.muon.as_ref()?;
-    let muon = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
-    let flops = |work: &MuonWork| work.flops;
+    let parameters = &shares.inventory().parameters;
+    let muon = parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
     Some(NewtonSchulz {
         step_flops: muon.map(flops::newton_schulz).sum(),
-        busiest_rank_flops: muon_work(plan, inventory).iter().map(flops).max().unwrap_or(0),
+        busiest_rank_flops: shares.busiest_muon().flops,
     })
 }
 

@@ -8,10 +8,16 @@
 //! ```
 
 use crate::model_spec::ModelSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
+mod slots;
+
+pub use slots::Slots;
+
 /// A piece of the network that one `forward` call computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Segment {
     /// Token ids -> hidden state.
     Embed,
@@ -68,6 +74,13 @@ pub enum Slot {
     MtpFinal(usize),
 }
 
+impl Slot {
+    /// Whether the slot is a loss: a scalar that nothing reads, whose gradient is the factor of the loss.
+    pub fn is_loss(self) -> bool {
+        matches!(self, Slot::Balance(_))
+    }
+}
+
 /// The segments and exchanges of one network, in forward order.
 #[derive(Debug, Clone)]
 pub struct Graph {
@@ -76,39 +89,67 @@ pub struct Graph {
     moe: Vec<bool>,
     shared: bool,
     balance: bool,
+    readers: BTreeMap<Slot, Vec<Operation>>,
 }
 
-/// One operation of the forward pass: a segment, or an exchange of rows between tokens and experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// An exchange of rows between tokens and experts, by decoder layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Exchange {
+    /// Rows from tokens to experts; in the backward pass the gradient of this, rows from experts to tokens.
+    Dispatch(usize),
+    /// Rows from experts back to tokens; in the backward pass the gradient of this, rows from tokens to experts.
+    Combine(usize),
+}
+
+impl Exchange {
+    /// The decoder layer.
+    pub fn layer(self) -> usize {
+        match self {
+            Exchange::Dispatch(layer) | Exchange::Combine(layer) => layer,
+        }
+    }
+}
+
+/// One operation of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     /// Compute.
     Segment(Segment),
-    /// Rows to experts in this layer.
-    Dispatch(usize),
-    /// Rows back to tokens in this layer.
-    Combine(usize),
+    /// Rows between tokens and experts.
+    Exchange(Exchange),
+}
+
+/// Direction in which an operation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Pass {
+    /// Forward pass.
+    Forward,
+    /// Backward pass.
+    Backward,
 }
 
 impl Graph {
     /// The graph of `spec`.
     pub fn new(spec: &ModelSpec) -> Graph {
-        Graph {
+        let mut graph = Graph {
             layers: spec.layers,
             mtp_layers: spec.mtp_layers,
             moe: (0..spec.all_layers()).map(|layer| spec.is_moe_layer(layer)).collect(),
             shared: spec.shared_hidden() > 0,
             balance: spec.moe.as_ref().is_some_and(|moe| moe.balance_loss > 0.0),
+            readers: BTreeMap::new(),
+        };
+        for operation in graph.forward() {
+            for slot in graph.reads(operation) {
+                graph.readers.entry(slot).or_default().push(operation);
+            }
         }
+        graph
     }
 
     /// Prediction depths: 1 for the next token and one per MTP layer.
     pub fn depths(&self) -> usize {
         1 + self.mtp_layers
-    }
-
-    /// Whether the layer's rows travel to experts and back.
-    pub fn exchanges(&self, layer: usize) -> bool {
-        self.moe[layer]
     }
 
     /// All operations of one micro-batch's forward pass. The shared expert stands under the flight of the routed rows.
@@ -134,12 +175,12 @@ impl Graph {
             out.push(Operation::Segment(Segment::FeedForward(layer)));
             return;
         }
-        out.push(Operation::Dispatch(layer));
+        out.push(Operation::Exchange(Exchange::Dispatch(layer)));
         if self.shared {
             out.push(Operation::Segment(Segment::Shared(layer)));
         }
         out.push(Operation::Segment(Segment::Experts(layer)));
-        out.push(Operation::Combine(layer));
+        out.push(Operation::Exchange(Exchange::Combine(layer)));
         out.push(Operation::Segment(Segment::Merge(layer)));
     }
 
@@ -154,64 +195,77 @@ impl Graph {
     }
 
     /// Slots that an operation reads, in the order in which the model takes them.
-    pub fn reads(&self, operation: Operation) -> Vec<Slot> {
+    pub fn reads(&self, operation: Operation) -> Slots {
+        use Slot::*;
         match operation {
-            Operation::Dispatch(l) => vec![Slot::Normed(l), Slot::RouteWeights(l)],
-            Operation::Combine(l) => vec![Slot::ExpertRows(l)],
+            Operation::Exchange(Exchange::Dispatch(l)) => [Normed(l), RouteWeights(l)].into(),
+            Operation::Exchange(Exchange::Combine(l)) => [ExpertRows(l)].into(),
             Operation::Segment(segment) => match segment {
-                Segment::Embed => vec![],
-                Segment::Attention(l) => vec![Slot::Hidden(l)],
-                Segment::FeedForward(l) => vec![Slot::Residual(l), Slot::Normed(l)],
-                Segment::Shared(l) => vec![Slot::Normed(l)],
-                Segment::Experts(l) => vec![Slot::Rows(l), Slot::RowWeights(l)],
-                Segment::Merge(l) if self.shared => {
-                    vec![Slot::Residual(l), Slot::SharedOut(l), Slot::Routed(l)]
-                }
-                Segment::Merge(l) => vec![Slot::Residual(l), Slot::Routed(l)],
-                Segment::FinalNorm => vec![Slot::Trunk],
-                Segment::MtpInput(l) if l == self.layers => vec![Slot::Final],
-                Segment::MtpInput(l) => vec![Slot::MtpFinal(l - 1)],
-                Segment::MtpNorm(l) => vec![Slot::MtpOut(l)],
-                Segment::Head(0) => vec![Slot::Final],
-                Segment::Head(k) => vec![Slot::MtpFinal(self.layers + k - 1)],
+                Segment::Embed => [].into(),
+                Segment::Attention(l) => [Hidden(l)].into(),
+                Segment::FeedForward(l) => [Residual(l), Normed(l)].into(),
+                Segment::Shared(l) => [Normed(l)].into(),
+                Segment::Experts(l) => [Rows(l), RowWeights(l)].into(),
+                Segment::Merge(l) if self.shared => [Residual(l), SharedOut(l), Routed(l)].into(),
+                Segment::Merge(l) => [Residual(l), Routed(l)].into(),
+                Segment::FinalNorm => [Trunk].into(),
+                Segment::MtpInput(l) if l == self.layers => [Final].into(),
+                Segment::MtpInput(l) => [MtpFinal(l - 1)].into(),
+                Segment::MtpNorm(l) => [MtpOut(l)].into(),
+                Segment::Head(0) => [Final].into(),
+                Segment::Head(k) => [MtpFinal(self.layers + k - 1)].into(),
             },
         }
     }
 
     /// Slots that an operation writes, in the order in which the model returns them.
-    pub fn writes(&self, operation: Operation) -> Vec<Slot> {
+    pub fn writes(&self, operation: Operation) -> Slots {
+        use Slot::*;
         match operation {
-            Operation::Dispatch(l) => vec![Slot::Rows(l), Slot::RowWeights(l)],
-            Operation::Combine(l) => vec![Slot::Routed(l)],
+            Operation::Exchange(Exchange::Dispatch(l)) => [Rows(l), RowWeights(l)].into(),
+            Operation::Exchange(Exchange::Combine(l)) => [Routed(l)].into(),
             Operation::Segment(segment) => match segment {
-                Segment::Embed => {
-                    vec![if self.layers == 0 { Slot::Trunk } else { Slot::Hidden(0) }]
+                Segment::Embed if self.layers == 0 => [Trunk].into(),
+                Segment::Embed => [Hidden(0)].into(),
+                Segment::Attention(l) if !self.moe[l] => [Residual(l), Normed(l)].into(),
+                Segment::Attention(l) if self.balance => {
+                    [Residual(l), Normed(l), RouteWeights(l), Balance(l)].into()
                 }
-                Segment::Attention(l) if !self.moe[l] => vec![Slot::Residual(l), Slot::Normed(l)],
-                Segment::Attention(l) if self.balance => vec![
-                    Slot::Residual(l),
-                    Slot::Normed(l),
-                    Slot::RouteWeights(l),
-                    Slot::Balance(l),
-                ],
-                Segment::Attention(l) => {
-                    vec![Slot::Residual(l), Slot::Normed(l), Slot::RouteWeights(l)]
-                }
-                Segment::FeedForward(l) | Segment::Merge(l) => vec![self.output(l)],
-                Segment::Shared(l) => vec![Slot::SharedOut(l)],
-                Segment::Experts(l) => vec![Slot::ExpertRows(l)],
-                Segment::FinalNorm => vec![Slot::Final],
-                Segment::MtpInput(l) => vec![Slot::Hidden(l)],
-                Segment::MtpNorm(l) => vec![Slot::MtpFinal(l)],
-                Segment::Head(_) => vec![],
+                Segment::Attention(l) => [Residual(l), Normed(l), RouteWeights(l)].into(),
+                Segment::FeedForward(l) | Segment::Merge(l) => [self.output(l)].into(),
+                Segment::Shared(l) => [SharedOut(l)].into(),
+                Segment::Experts(l) => [ExpertRows(l)].into(),
+                Segment::FinalNorm => [Final].into(),
+                Segment::MtpInput(l) => [Hidden(l)].into(),
+                Segment::MtpNorm(l) => [MtpFinal(l)].into(),
+                Segment::Head(_) => [].into(),
             },
         }
     }
 
     /// Operations that read `slot`, in forward order. The slot's gradient is the sum of their contributions in exactly
     /// this order, whatever the schedule.
-    pub fn readers(&self, slot: Slot) -> Vec<Operation> {
-        self.forward().into_iter().filter(|&op| self.reads(op).contains(&slot)).collect()
+    pub fn readers(&self, slot: Slot) -> &[Operation] {
+        self.readers.get(&slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// Slots whose values, or in the backward pass gradients, `operation` takes.
+    pub fn takes(&self, operation: Operation, pass: Pass) -> Slots {
+        match pass {
+            Pass::Forward => self.reads(operation),
+            Pass::Backward => self.writes(operation),
+        }
+    }
+
+    /// Whether `operation` takes what `exchange` brings in this pass, so that it has to wait for its rows.
+    pub fn feeds(&self, exchange: Exchange, operation: Operation, pass: Pass) -> bool {
+        let exchange = Operation::Exchange(exchange);
+        let brought = match pass {
+            Pass::Forward => self.writes(exchange),
+            Pass::Backward => self.reads(exchange),
+        };
+        let taken = self.takes(operation, pass);
+        exchange != operation && brought.iter().any(|slot| taken.contains(slot))
     }
 }
 
@@ -228,6 +282,24 @@ impl fmt::Display for Segment {
             Segment::MtpInput(l) => write!(f, "mtp_input.{l}"),
             Segment::MtpNorm(l) => write!(f, "mtp_norm.{l}"),
             Segment::Head(k) => write!(f, "head.{k}"),
+        }
+    }
+}
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exchange::Dispatch(l) => write!(f, "dispatch.{l}"),
+            Exchange::Combine(l) => write!(f, "combine.{l}"),
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operation::Segment(segment) => segment.fmt(f),
+            Operation::Exchange(exchange) => exchange.fmt(f),
         }
     }
 }

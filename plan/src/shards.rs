@@ -6,9 +6,7 @@
 
 use crate::buckets::{Bucket, Buckets};
 use crate::flops::newton_schulz;
-use crate::inventory::{Group, Inventory, Kind, Optimizer};
-use crate::mesh::Mesh;
-use crate::train_plan::TrainPlan;
+use crate::inventory::{Group, Inventory, Optimizer};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -31,46 +29,6 @@ pub fn shards(
         }
     };
     buckets.buckets.iter().map(of_bucket).collect()
-}
-
-/// What a rank updates of the Muon matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MuonWork {
-    /// Elements.
-    pub elements: u64,
-    /// Newton-Schulz operations of one step.
-    pub flops: u64,
-}
-
-/// The Muon matrices of `plan` by owner, or all of them on every rank without ZeRO. Experts count as on the ranks of the
-/// first ones: all have matrices of the same shapes.
-pub fn muon_work(plan: &TrainPlan, inventory: &Inventory) -> Vec<MuonWork> {
-    let mesh = Mesh::new(&plan.parallel);
-    let here = mesh.experts_of(0, inventory.experts());
-    let buckets = Buckets::new(inventory, plan.parallel.bucket_bytes, |id| {
-        let parameter = &inventory.parameters[id];
-        let elsewhere = |kind| matches!(kind, Kind::Expert { expert } if !here.contains(&expert));
-        parameter.optimizer == Optimizer::Muon && !elsewhere(parameter.kind)
-    });
-    let shards = shards(inventory, &buckets, |group| mesh.replicas(group, 0).len());
-    let mut work = vec![MuonWork::default(); mesh.data];
-    for (bucket, shards) in buckets.buckets.iter().zip(shards) {
-        for placement in &bucket.placements {
-            let owner = shards.partition_point(|shard| shard.end <= placement.offset);
-            let flops = newton_schulz(&inventory.parameters[placement.parameter]);
-            for (rank, work) in work.iter_mut().enumerate() {
-                let replica = match bucket.group {
-                    Group::Dense => rank,
-                    Group::Expert => rank / mesh.expert,
-                };
-                if plan.parallel.zero == 0 || replica == owner {
-                    work.elements += placement.elements as u64;
-                    work.flops += flops;
-                }
-            }
-        }
-    }
-    work
 }
 
 /// Shards that are cut where a parameter begins: the ranks in order take consecutive matrices, so that the rank with the
@@ -114,24 +72,30 @@ fn whole_matrices(inventory: &Inventory, bucket: &Bucket, loads: &mut [u64]) -> 
 
 /// Shards as even as the blocks of the norm allow.
 fn flat(bucket: &Bucket, ranks: usize) -> Vec<Range<usize>> {
-    let mut cuts = Vec::new();
-    for placement in &bucket.placements {
-        cuts.extend((placement.offset..placement.offset + placement.elements).step_by(NORM_BLOCK));
-    }
-    cuts.push(bucket.elements);
-    let nearest = |wanted: usize| {
-        let above = cuts.partition_point(|&cut| cut < wanted);
-        let candidates = [above.saturating_sub(1), above.min(cuts.len() - 1)];
-        candidates.map(|at| cuts[at]).into_iter().min_by_key(|cut| cut.abs_diff(wanted))
-    };
     let bounds: Vec<usize> = (0..=ranks)
         .map(|rank| match rank {
             0 => 0,
             _ if rank == ranks => bucket.elements,
-            _ => nearest(bucket.elements * rank / ranks).unwrap_or(0),
+            _ => nearest_cut(bucket, bucket.elements * rank / ranks),
         })
         .collect();
     bounds.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+/// The end of a block that is nearest to element `wanted`; of two the one below. Blocks begin at each parameter, so that
+/// this is a search for the parameter and a division.
+fn nearest_cut(bucket: &Bucket, wanted: usize) -> usize {
+    let next = bucket.placements.partition_point(|placement| placement.offset < wanted);
+    let next_begins = bucket.placements.get(next).map_or(bucket.elements, |p| p.offset);
+    let Some(before) = next.checked_sub(1).map(|at| bucket.placements[at]) else {
+        return next_begins;
+    };
+    let blocks = (wanted - before.offset).div_ceil(NORM_BLOCK);
+    let above = blocks * NORM_BLOCK;
+    let above = if above < before.elements { before.offset + above } else { next_begins };
+    let last_block = before.elements.div_ceil(NORM_BLOCK);
+    let below = before.offset + (blocks.min(last_block) - 1) * NORM_BLOCK;
+    if wanted - below <= above - wanted { below } else { above }
 }
 
 #[cfg(test)]
@@ -140,7 +104,7 @@ mod tests {
     use crate::buckets::Placement;
     use crate::fixture;
     use crate::inventory::Storage;
-    use crate::train_plan::MuonPlan;
+    use crate::train_plan::{MuonPlan, TrainPlan};
 
     fn bucket(sizes: &[usize]) -> Bucket {
         let mut bucket = Bucket {
@@ -156,6 +120,30 @@ mod tests {
             bucket.elements += elements.next_multiple_of(crate::buckets::ALIGN_ELEMENTS);
         }
         bucket
+    }
+
+    /// The cuts one by one, as [`flat`] does not list them.
+    fn nearest_of_all(bucket: &Bucket, wanted: usize) -> usize {
+        let blocks = bucket
+            .placements
+            .iter()
+            .flat_map(|p| (p.offset..p.offset + p.elements).step_by(NORM_BLOCK));
+        let cuts = blocks.chain([bucket.elements]);
+        cuts.min_by_key(|cut| cut.abs_diff(wanted)).expect("a bucket has an end")
+    }
+
+    #[test]
+    fn the_nearest_cut_is_the_nearest_of_all() {
+        for sizes in [&[5][..], &[100_000], &[1, 2, 3], &[9000, 33, 64_000, 7], &[4096, 4097]] {
+            let bucket = bucket(sizes);
+            for wanted in (0..=bucket.elements).step_by(31) {
+                assert_eq!(
+                    nearest_cut(&bucket, wanted),
+                    nearest_of_all(&bucket, wanted),
+                    "{wanted}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -219,34 +207,6 @@ mod tests {
                         assert_eq!(owners.count(), 1, "{bucket_bytes} {ranks} {whole:?}");
                     }
                 }
-            }
-        }
-    }
-
-    /// No rank has more than an equal part and one matrix, however the matrices lie in buckets.
-    #[test]
-    fn muon_owners_are_balanced_over_all_buckets() {
-        for bucket_bytes in BUCKET_BYTES {
-            for (data, expert) in [(2, 1), (4, 1), (8, 1), (4, 2), (8, 4)] {
-                let mut plan = muon_plan(bucket_bytes);
-                (plan.parallel.data, plan.parallel.expert) = (data, expert);
-                let inventory = Inventory::of(&plan);
-                let muon = |group| {
-                    let of_group = move |p: &&crate::Parameter| {
-                        p.group == group && p.optimizer == Optimizer::Muon
-                    };
-                    inventory.parameters.iter().filter(of_group).map(newton_schulz)
-                };
-                let (dense, experts) = (muon(Group::Dense), muon(Group::Expert));
-                let equal =
-                    (dense.clone().sum::<u64>() + experts.clone().sum::<u64>()) / data as u64;
-                let largest = dense.max().unwrap() + experts.max().unwrap();
-                let work = muon_work(&plan, &inventory);
-                let most = work.iter().map(|w| w.flops).max().unwrap();
-                assert!(most <= equal + largest, "{bucket_bytes} {data} {expert}: {work:?}");
-                let elements: u64 = work.iter().map(|w| w.elements).sum();
-                let all = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
-                assert_eq!(elements, all.map(|p| p.elements() as u64).sum::<u64>());
             }
         }
     }

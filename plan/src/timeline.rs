@@ -1,18 +1,16 @@
-//! How long a program takes at least: its critical path, from the time that each instruction computes and the time that
-//! each transfer takes alone.
+//! How long a program takes at least: its critical path, from the time that each act computes and the time that each
+//! transfer takes alone.
 //!
-//! One compute thread runs the instructions in order. A transfer starts when its instruction has run and the link is
-//! free, since transfers of a rank share one link in the order of their starts; the first instruction that needs what it
-//! brings waits. Gathers reach into the next step, so two steps are laid one after the other and the second counts.
+//! One compute thread goes through the instructions in order. A transfer starts when its instruction has run and the link is
+//! free, since transfers of a rank share one link in the order of their starts; the instruction that names it among its
+//! needs waits. Gathers reach into the next step, so two steps are laid one after the other and the second counts.
 
-use crate::buckets::Buckets;
-use crate::inventory::Inventory;
-use crate::program::{Instruction, Pass, Program, readers};
-use crate::segments::{Graph, Operation, Segment};
+use crate::program::{Act, Machine, Program, Task, Transfer, Value, run};
 use serde::Serialize;
 use std::collections::HashMap;
+use std::convert::Infallible;
 
-/// Seconds of one instruction.
+/// Seconds of one act.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cost {
     /// On the compute thread.
@@ -42,96 +40,62 @@ impl Bound {
     }
 }
 
-/// What an instruction may wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Transfer {
-    Rows { micro: usize, operation: Operation, pass: Pass },
-    Reduction(usize),
-    Gather(usize),
-}
-
 /// The critical path of `program`.
-pub fn bound(
-    program: &Program,
-    (graph, inventory, buckets): (&Graph, &Inventory, &Buckets),
-    cost: impl Fn(&Instruction) -> Cost,
-) -> Bound {
-    let mut read_by: HashMap<Segment, Vec<usize>> = HashMap::new();
-    for bucket in &buckets.buckets {
-        for segment in readers(bucket, inventory, graph) {
-            read_by.entry(segment).or_default().push(bucket.id);
-        }
-    }
-    let (mut now, mut link) = (0.0f64, 0.0f64);
-    let mut arrivals: HashMap<Transfer, f64> = HashMap::new();
+pub fn bound(program: &Program, cost: impl Fn(Act) -> Cost) -> Bound {
+    let mut timeline =
+        Timeline { cost, now: 0.0, link: 0.0, arrivals: HashMap::new(), sums: Bound::default() };
     let mut ends = [0.0; 2];
-    let mut sums = Bound::default();
     for end in &mut ends {
-        sums = Bound::default();
-        for instruction in &program.instructions {
-            for transfer in needs(instruction, graph, &read_by, buckets.buckets.len()) {
-                now = now.max(arrivals.remove(&transfer).unwrap_or(now));
-            }
-            let Cost { compute_s, transfer_s } = cost(instruction);
-            now += compute_s;
-            sums.compute_s += compute_s;
-            if let Some(transfer) = starts(instruction) {
-                link = link.max(now) + transfer_s;
-                arrivals.insert(transfer, link);
-                sums.transfer_s += transfer_s;
-            }
-        }
-        *end = now;
+        timeline.sums = Bound::default();
+        let Ok(()) = run(program, &mut timeline);
+        *end = timeline.now;
     }
-    Bound { step_s: ends[1] - ends[0], ..sums }
+    Bound { step_s: ends[1] - ends[0], ..timeline.sums }
 }
 
-fn starts(instruction: &Instruction) -> Option<Transfer> {
-    match *instruction {
-        Instruction::Dispatch { micro, layer, pass } => {
-            Some(Transfer::Rows { micro, operation: Operation::Dispatch(layer), pass })
-        }
-        Instruction::Combine { micro, layer, pass } => {
-            Some(Transfer::Rows { micro, operation: Operation::Combine(layer), pass })
-        }
-        Instruction::ReduceBucket { bucket } => Some(Transfer::Reduction(bucket)),
-        Instruction::GatherBucket { bucket } => Some(Transfer::Gather(bucket)),
-        _ => None,
+/// A clock that goes through a program.
+struct Timeline<C> {
+    cost: C,
+    now: f64,
+    /// When the link is free.
+    link: f64,
+    arrivals: HashMap<Transfer, f64>,
+    /// Of the step that runs.
+    sums: Bound,
+}
+
+impl<C: Fn(Act) -> Cost> Timeline<C> {
+    fn act(&mut self, act: Act) -> Cost {
+        let cost = (self.cost)(act);
+        self.now += cost.compute_s;
+        self.sums.compute_s += cost.compute_s;
+        cost
     }
 }
 
-fn needs(
-    instruction: &Instruction,
-    graph: &Graph,
-    read_by: &HashMap<Segment, Vec<usize>>,
-    buckets: usize,
-) -> Vec<Transfer> {
-    let (micro, operation, pass) = match *instruction {
-        Instruction::Forward { micro, segment } => {
-            (micro, Operation::Segment(segment), Pass::Forward)
-        }
-        Instruction::Backward { micro, segment } => {
-            (micro, Operation::Segment(segment), Pass::Backward)
-        }
-        Instruction::Dispatch { micro, layer, pass } => (micro, Operation::Dispatch(layer), pass),
-        Instruction::Combine { micro, layer, pass } => (micro, Operation::Combine(layer), pass),
-        Instruction::GradNorm => return (0..buckets).map(Transfer::Reduction).collect(),
-        _ => return Vec::new(),
-    };
-    let brings = |exchange: &Operation| {
-        let (gives, takes) = match pass {
-            Pass::Forward => (graph.writes(*exchange), graph.reads(operation)),
-            Pass::Backward => (graph.reads(*exchange), graph.writes(operation)),
-        };
-        !matches!(exchange, Operation::Segment(_)) && gives.iter().any(|slot| takes.contains(slot))
-    };
-    let rows = graph.forward().into_iter().filter(brings);
-    let mut out: Vec<Transfer> =
-        rows.map(|operation| Transfer::Rows { micro, operation, pass }).collect();
-    if let (Pass::Forward, Operation::Segment(segment)) = (pass, operation) {
-        out.extend(read_by.get(&segment).into_iter().flatten().map(|&b| Transfer::Gather(b)));
+impl<C: Fn(Act) -> Cost> Machine for Timeline<C> {
+    type Error = Infallible;
+
+    fn wait(&mut self, transfer: Transfer) -> Result<(), Infallible> {
+        // In the first step gathers of the one before are not under way.
+        self.now = self.now.max(self.arrivals.remove(&transfer).unwrap_or(self.now));
+        Ok(())
     }
-    out
+
+    fn start(&mut self, transfer: Transfer) -> Result<(), Infallible> {
+        let cost = self.act(Act::Start(transfer));
+        self.link = self.link.max(self.now) + cost.transfer_s;
+        self.arrivals.insert(transfer, self.link);
+        self.sums.transfer_s += cost.transfer_s;
+        Ok(())
+    }
+
+    fn compute(&mut self, task: Task) -> Result<(), Infallible> {
+        self.act(Act::Run(task));
+        Ok(())
+    }
+
+    fn free(&mut self, _value: Value) {}
 }
 
 #[cfg(test)]

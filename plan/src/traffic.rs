@@ -3,7 +3,7 @@
 
 use crate::inventory::{Group, Inventory, Storage};
 use crate::mesh::Mesh;
-use crate::train_plan::{Compute, TrainPlan};
+use crate::train_plan::{Compute, Sharding, TrainPlan};
 use serde::Serialize;
 
 /// Bytes by their way.
@@ -52,7 +52,7 @@ pub(crate) struct Transfers {
     per_node: usize,
     copied: bool,
     compute_bytes: u64,
-    zero: bool,
+    sharding: Sharding,
 }
 
 impl Transfers {
@@ -64,13 +64,8 @@ impl Transfers {
             per_node: (mesh.data / nodes.max(1)).max(1),
             copied: plan.compute == Compute::Bf16,
             compute_bytes: plan.compute.bytes() as u64,
-            zero: plan.parallel.zero > 0,
+            sharding: plan.parallel.sharding(),
         }
-    }
-
-    /// The ranks.
-    pub(crate) fn mesh(&self) -> Mesh {
-        self.mesh
     }
 
     /// `chosen` rows of `width` elements to experts that are equally loaded, or home; with a weight or its gradient of
@@ -84,14 +79,21 @@ impl Transfers {
     /// The gradients of so many elements.
     pub(crate) fn reduce(&self, group: Group, elements: u64) -> Sent {
         let spread = Spread::new(&self.mesh.replicas(group, 0), self.per_node);
-        spread.half_ring(4 * elements).times(if self.zero { 1 } else { 2 })
+        let scattered = spread.half_ring(4 * elements);
+        scattered.times(match self.sharding {
+            Sharding::Replicated => 2,
+            Sharding::Optimizer => 1,
+        })
     }
 
-    /// So many updated elements of this storage; without ZeRO-1 none are sent.
+    /// This many updated elements of this storage; none are sent where every rank updates all of them.
     pub(crate) fn gather(&self, group: Group, storage: Storage, elements: u64) -> Sent {
         let spread = Spread::new(&self.mesh.replicas(group, 0), self.per_node);
         let bytes = if self.copied && storage == Storage::Compute { 2 } else { 4 };
-        spread.half_ring(if self.zero { bytes * elements } else { 0 })
+        match self.sharding {
+            Sharding::Replicated => Sent::default(),
+            Sharding::Optimizer => spread.half_ring(bytes * elements),
+        }
     }
 }
 

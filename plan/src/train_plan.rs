@@ -324,7 +324,7 @@ pub struct ParallelPlan {
     pub threads_per_rank: usize,
     /// Largest gradient bucket in bytes of fp32.
     pub bucket_bytes: usize,
-    /// Interleave the forward pass of a micro-batch with the backward pass of the one before (`program::overlapped`).
+    /// Interleave the forward pass of a micro-batch with the backward pass of the one before ([`crate::program::Program::overlapped`]).
     #[serde(default)]
     pub overlap: bool,
     /// An exchange between ranks that has not ended after this many seconds fails, naming the ranks that did not enter.
@@ -333,6 +333,22 @@ pub struct ParallelPlan {
     /// A host that acknowledges nothing for this many milliseconds has vanished.
     #[serde(default = "default_peer_timeout_ms")]
     pub peer_timeout_ms: u64,
+}
+
+/// What of the training state each of several ranks that hold the same parameters keeps and updates only a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharding {
+    /// Nothing: every rank holds and updates everything.
+    Replicated,
+    /// Optimizer state and master weights (ZeRO-1, 1910.02054).
+    Optimizer,
+}
+
+impl ParallelPlan {
+    /// What the ranks share out among them.
+    pub fn sharding(&self) -> Sharding {
+        if self.zero == 0 { Sharding::Replicated } else { Sharding::Optimizer }
+    }
 }
 
 fn default_operation_timeout_s() -> u64 {

@@ -33,6 +33,20 @@ const SCREENS: &[&str] = &["cli/src/screen", "trainer/src/screen"];
 /// How else it could be reached; `println!` and its like are clippy's.
 const STREAMS: &[&str] = &["stdout()", "stderr()", "ProgressBar::"];
 
+/// Code that works with parameters. What a parameter is stands in the inventory, as data; its name is for people and files.
+const OF_PARAMETERS: &[&str] = &["plan/src/", "trainer/src/"];
+/// Meaning that is read out of a name.
+const READS_A_NAME: &[&str] = &[
+    "name.contains(",
+    "name.starts_with(",
+    "name.ends_with(",
+    "name.strip_prefix(",
+    "name.strip_suffix(",
+    "name.split(",
+];
+/// The name of a run, which has rules of its own.
+const OTHER_NAMES: &[&str] = &["plan.name."];
+
 /// Files in which whitespace is a matter of style.
 const STYLED: &[&str] = &["rs", "toml", "md", "sh", "py", "proto", "cpp", "h", "sbatch"];
 
@@ -49,6 +63,7 @@ pub(crate) fn check(path: &str, text: &str) -> Vec<Finding> {
         findings.extend(check_head(path, text));
         findings.extend(check_unsafe(path, text));
         findings.extend(check_pure(path, text));
+        findings.extend(check_parameter_names(path, text));
         findings.extend(check_terminal(path, text));
     }
     findings
@@ -180,6 +195,23 @@ fn calls(code: &str, word: &str) -> bool {
     })
 }
 
+fn check_parameter_names(path: &str, text: &str) -> Vec<Finding> {
+    if !OF_PARAMETERS.iter().any(|p| path.starts_with(p)) || is_test(path) {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (number, line) in lines(without_tests(text)) {
+        let code = line.split("//").next().unwrap_or(line);
+        let reads = READS_A_NAME.iter().find(|word| code.contains(**word));
+        if let Some(word) = reads.filter(|_| !OTHER_NAMES.iter().any(|name| code.contains(name))) {
+            let what = format!("`{word}..)` reads meaning out of a name");
+            let instead = "say it in the inventory, as a field of the parameter";
+            findings.push(Finding::new(path, number, what, instead));
+        }
+    }
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +280,16 @@ mod tests {
         assert_eq!(lines_found("scheduler/src/core/a.rs", text), [2]);
         assert!(lines_found("recipes/src/lib.rs", text).is_empty());
         assert!(lines_found("worker/src/a.rs", text).is_empty());
+    }
+
+    #[test]
+    fn meaning_read_out_of_names_is_found() {
+        let text = "//! Head.\nlet shared = parameter.name.contains(\".shared.\");\n";
+        assert_eq!(lines_found("plan/src/a.rs", text), [2]);
+        assert_eq!(lines_found("trainer/src/a.rs", text), [2]);
+        assert!(lines_found("cli/src/a.rs", text).is_empty());
+        assert!(lines_found("plan/src/a/tests.rs", text).is_empty());
+        let run = "//! Head.\nlet plain = plan.name.starts_with('a');\n";
+        assert!(lines_found("plan/src/a.rs", run).is_empty());
     }
 }

@@ -7,7 +7,7 @@ use clap::Parser;
 use lampyris_comm::{Attempt, Secret, Server};
 use lampyris_model::MicroBatch;
 use lampyris_plan::TrainPlan;
-use lampyris_plan::program::{Instruction, Program};
+use lampyris_plan::program::{Act, Program, Task, Transfer, depend};
 use lampyris_plan::segments::Segment;
 use lampyris_plan::timeline::Bound;
 use lampyris_trainer::alone::Filled;
@@ -18,7 +18,7 @@ use lampyris_trainer::executor::StepInput;
 use lampyris_trainer::ranks::{Place, Ranks};
 use lampyris_trainer::sampling::uniform;
 use lampyris_trainer::state::Progress;
-use lampyris_trainer::trace::{Clock, Lane, Log, Transfer};
+use lampyris_trainer::trace::{Clock, Log, Track, Wait};
 use lampyris_trainer::train::loss_scales;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -122,26 +122,24 @@ fn main() -> Result<()> {
 /// Both programs; without experts on other ranks, overlap is that of reductions with the backward pass.
 fn programs(plan: &TrainPlan, rank: &Rank) -> (Program, Program) {
     let micro_batches = plan.micro_batches() / plan.parallel.data;
-    let mut plan = plan.clone();
-    let mut make = |overlap| {
-        plan.parallel.overlap = overlap;
-        rank.program(&plan, micro_batches)
-    };
-    if plan_exchanges(rank) {
-        return (make(true), make(false));
+    let shape = rank.share.step_shape(micro_batches);
+    if exchanges(rank) {
+        return (Program::overlapped(&shape), Program::sequential(&shape));
     }
-    let on = make(false);
-    let mut off = on.clone();
-    let reduces = |i: &Instruction| matches!(i, Instruction::ReduceBucket { .. });
-    let moved: Vec<Instruction> = off.instructions.extract_if(.., |i| reduces(i)).collect();
-    let norm = off.instructions.iter().position(|i| *i == Instruction::GradNorm);
+    let on = Program::sequential(&shape);
+    let mut order: Vec<Act> = on.acts().collect();
+    let reduces = |act: &Act| matches!(act, Act::Start(Transfer::Reduce { .. }));
+    let moved: Vec<Act> = order.extract_if(.., |act| reduces(act)).collect();
+    let norm = order.iter().position(|act| *act == Act::Run(Task::GradNorm));
     let norm = norm.expect("every step has a norm");
-    off.instructions.splice(norm..norm, moved);
+    order.splice(norm..norm, moved);
+    let off = depend(order, &shape.graph, &shape.buckets, micro_batches);
     (on, off)
 }
 
-fn plan_exchanges(rank: &Rank) -> bool {
-    rank.ranks.exchange().is_some()
+/// Whether rows travel between ranks.
+fn exchanges(rank: &Rank) -> bool {
+    rank.share.mesh().expert > 1
 }
 
 fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
@@ -149,8 +147,8 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
     let input = input(plan, &rank);
     let same_bits =
         first_steps(plan, &mut rank, &on, &input)? == first_steps(plan, &mut rank, &off, &input)?;
-    let reader = rank.reader()?;
-    let fill = |batch| Ok(Filled::new(&reader, batch)?);
+    let mut reader = rank.reader()?;
+    let fill = |batch| Ok(Filled::new(&mut reader, batch)?);
     let filled = input.batches.iter().map(fill).collect::<Result<Vec<Filled>>>()?;
     let mut logs: HashMap<Mode, Vec<Log>> = HashMap::new();
     let mut report = Report {
@@ -160,7 +158,7 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
         off: Vec::new(),
         alone: Vec::new(),
         bound: Bound::default(),
-        exchanges: plan_exchanges(&rank),
+        exchanges: exchanges(&rank),
     };
     // A step and its other half in turn, first one first, then the other; the transfers alone behind all of them: what they
     // give back to the kernel would be missing in the step after.
@@ -195,7 +193,7 @@ fn measure(plan: &TrainPlan, mut rank: Rank, rounds: usize) -> Result<Report> {
         costs.exchanges(&log);
     });
     logs.remove(&Mode::Alone).into_iter().flatten().for_each(|log| costs.buckets(&log));
-    report.bound = costs.bound(&rank, &on, median);
+    report.bound = costs.bound(&on, median);
     rank.ranks.barrier()?;
     Ok(report)
 }
@@ -211,7 +209,7 @@ fn step(
     let before = other_threads()?;
     let mut executor = rank.executor(&plan.optimizer, &mut clock);
     match mode {
-        Mode::Alone => executor.run_alone(program, filled)?,
+        Mode::Alone => executor.run_transfers(program, filled)?,
         Mode::On | Mode::Off => {
             executor.run(program, input)?;
             rank.state.progress.step += 1;
@@ -275,28 +273,32 @@ fn measured(log: &Log, other_threads: f64, micro_batches: usize) -> Measured {
     let first = log.spans.first().expect("a program has instructions").started;
     let last = log.spans.last().expect("a program has instructions").ended;
     let begins = |micro: usize| {
-        let embed = Instruction::Forward { micro, segment: Segment::Embed };
-        log.spans.iter().find(|s| s.instruction == embed).map_or(first, |s| s.started)
+        let embed = Act::Run(Task::Forward { micro, segment: Segment::Embed });
+        log.spans.iter().find(|s| s.act == embed).map_or(first, |s| s.started)
     };
     let steady = (begins(2), begins(micro_batches - 1));
-    let rows = |t: &Transfer| matches!(t.lane, Lane::Dispatch | Lane::Combine);
-    let reduces = || log.transfers.iter().filter(|t| t.lane == Lane::Reduce);
-    let last_one = reduces().map(|t| t.started).max();
-    let early = |t: &Transfer| t.lane == Lane::Reduce && Some(t.started) != last_one;
+    let rows = |wait: &Wait| matches!(wait.transfer(), Some(Transfer::Rows { .. }));
+    let is_reduction = |wait: &Wait| matches!(wait.transfer(), Some(Transfer::Reduce { .. }));
+    let reduces = || log.waits.iter().filter(|wait| is_reduction(wait));
+    let last_one = reduces().map(|wait| wait.started).max();
+    let early = |wait: &Wait| is_reduction(wait) && Some(wait.started) != last_one;
     let started = reduces().filter(|t| early(t)).map(|t| t.started).min();
     let done = reduces().filter(|t| early(t)).map(|t| t.done).max();
-    let of_last = |i: &Instruction| {
-        matches!(i, Instruction::Backward { micro, .. } | Instruction::Weight { micro, .. }
-            if *micro + 1 == micro_batches)
+    let of_last = |act: Act| {
+        matches!(act, Act::Run(Task::Backward { micro, .. } | Task::Weight { micro, .. })
+            if micro + 1 == micro_batches)
     };
-    let backward: Vec<_> = log.spans.iter().filter(|s| of_last(&s.instruction)).collect();
+    let backward: Vec<_> = log.spans.iter().filter(|s| of_last(s.act)).collect();
     let backward = backward.first().zip(backward.last());
     let seconds = |d: Duration| d.as_secs_f64();
     Measured {
         wall: seconds(last - first),
         steady_wall: seconds(steady.1 - steady.0),
-        exposed: Lane::ALL
-            .map(|lane| (lane.name(), seconds(log.exposed((first, last), |t| t.lane == lane))))
+        exposed: Track::ALL
+            .map(|track| {
+                let of = |wait: &Wait| wait.awaited.track() == track;
+                (track.name(), seconds(log.exposed((first, last), of)))
+            })
             .into(),
         steady_exposed: seconds(log.exposed(steady, rows)),
         reduce_exposed: seconds(log.exposed((first, last), early)),

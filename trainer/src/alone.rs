@@ -1,12 +1,13 @@
 //! The transfers of a step with its computation left out: what they take when they have the link and the processor for
 //! themselves. `examples/overlap.rs` measures with it how much of them the whole step hides.
 
-use crate::Result;
-use crate::exchange;
-use crate::executor::{Executor, Reader};
+use crate::executor::Executor;
+use crate::forward::Reader;
+use crate::lanes::Values;
 use crate::micro::Micro;
+use crate::{Error, Result};
 use lampyris_model::MicroBatch;
-use lampyris_plan::program::{Instruction, Pass, Program};
+use lampyris_plan::program::{self, Instruction, Machine, Program, Task, Transfer, Value};
 use lampyris_plan::segments::{Operation, Segment};
 
 /// What the slots of a micro-batch hold after its forward pass, and how its gates chose.
@@ -18,80 +19,80 @@ impl Filled {
     ///
     /// # Errors
     /// As a forward pass.
-    pub fn new(reader: &Reader<'_>, batch: &MicroBatch) -> Result<Filled> {
-        Ok(Filled(reader.walk(batch, None)?))
+    pub fn new(reader: &mut Reader<'_>, batch: &MicroBatch) -> Result<Filled> {
+        Ok(Filled(reader.all_values(batch)?))
     }
 }
 
 impl Executor<'_> {
-    /// Runs the instructions of `program` that move anything, in their order and with the waits of all others. Segments
-    /// take their outputs from `filled`, one by micro-batch; gradients are values of the same shapes. Weights, optimizer
-    /// and progress stay as they are; gradients do not.
+    /// Runs the transfers of `program`, in their order and with the waits of all instructions. Segments take their outputs
+    /// from `filled`, one by micro-batch; gradients are values of the same shapes. Weights, optimizer and progress stay as
+    /// they are; gradients do not.
     ///
     /// # Errors
     /// As a step.
-    pub fn run_alone(&mut self, program: &Program, filled: &[Filled]) -> Result<()> {
+    pub fn run_transfers(&mut self, program: &Program, filled: &[Filled]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        let graph = &self.network.graph;
-        let mut micros: Vec<Micro> = filled.iter().map(|_| Micro::new(graph)).collect();
-        for &instruction in &program.instructions {
-            let started = self.clock.start();
-            self.transfer(instruction, &mut micros, filled)?;
-            self.clock.stop(started, instruction);
+        let micros = filled.iter().map(|_| Micro::new(&self.network.graph)).collect();
+        self.clock.begin();
+        program::run(program, &mut Replay { rank: self, filled, micros })
+    }
+}
+
+/// Transfers on their way through a program.
+struct Replay<'s, 'a> {
+    rank: &'s mut Executor<'a>,
+    filled: &'s [Filled],
+    micros: Vec<Micro>,
+}
+
+impl Replay<'_, '_> {
+    /// Gradients to what a segment reads.
+    fn contribute(&mut self, micro: usize, segment: Segment) {
+        let operation = Operation::Segment(segment);
+        let gradients = self.filled[micro].0.read(operation).into_iter().map(Some).collect();
+        self.micros[micro].contribute(operation, gradients);
+    }
+}
+
+impl Machine for Replay<'_, '_> {
+    type Error = Error;
+
+    fn wait(&mut self, transfer: Transfer) -> Result<()> {
+        let Executor { state, network, ranks, lanes, clock, .. } = &mut *self.rank;
+        let mut on = Values { micros: &mut self.micros, state, network, ranks };
+        lanes.of(transfer).wait(transfer, &mut on, clock)
+    }
+
+    fn start(&mut self, transfer: Transfer) -> Result<()> {
+        let Executor { state, network, ranks, lanes, .. } = &mut *self.rank;
+        let mut on = Values { micros: &mut self.micros, state, network, ranks };
+        lanes.of(transfer).start(transfer, &mut on)
+    }
+
+    fn compute(&mut self, task: Task) -> Result<()> {
+        match task {
+            Task::Forward { micro, segment } => {
+                let (operation, filled) = (Operation::Segment(segment), &self.filled[micro].0);
+                self.micros[micro].take_forward(operation, filled);
+            }
+            Task::Loss { micro, depth, .. } => self.contribute(micro, Segment::Head(depth)),
+            Task::Backward { micro, segment } => self.contribute(micro, segment),
+            Task::Weight { .. }
+            | Task::FoldLeaf { .. }
+            | Task::MergeSources { .. }
+            | Task::GradNorm
+            | Task::UpdateShard { .. }
+            | Task::UpdateBias => {}
         }
         Ok(())
     }
 
-    fn transfer(
-        &mut self,
-        instruction: Instruction,
-        micros: &mut [Micro],
-        filled: &[Filled],
-    ) -> Result<()> {
-        let exchange = self.ranks.exchange();
-        match instruction {
-            Instruction::Forward { micro, segment } => {
-                let operation = Operation::Segment(segment);
-                let needs = (operation, Pass::Forward);
-                exchange::settle(&mut micros[micro], exchange, needs, self.clock)?;
-                self.in_flight.finish_gathers_of(segment, self.clock)?;
-                if !matches!(segment, Segment::Head(_)) {
-                    micros[micro].take_forward(operation, &filled[micro].0);
-                }
-            }
-            Instruction::Backward { micro, segment } => {
-                let operation = Operation::Segment(segment);
-                let needs = (operation, Pass::Backward);
-                exchange::settle(&mut micros[micro], exchange, needs, self.clock)?;
-                let gradients = filled[micro].0.read(operation).into_iter().map(Some).collect();
-                micros[micro].contribute(operation, gradients);
-            }
-            Instruction::Weight { micro, segment: Segment::Embed } => {
-                micros[micro] = Micro::new(&self.network.graph);
-            }
-            Instruction::Dispatch { micro, layer, pass } => {
-                let needs = (Operation::Dispatch(layer), pass);
-                exchange::settle(&mut micros[micro], exchange, needs, self.clock)?;
-                exchange::dispatch(&mut micros[micro], exchange, layer, pass)?;
-            }
-            Instruction::Combine { micro, layer, pass } => {
-                let needs = (Operation::Combine(layer), pass);
-                exchange::settle(&mut micros[micro], exchange, needs, self.clock)?;
-                exchange::combine(&mut micros[micro], exchange, layer, pass)?;
-            }
-            Instruction::ReduceBucket { bucket } => {
-                self.in_flight.reduce(self.state, self.ranks, bucket)?;
-            }
-            Instruction::GradNorm => self.in_flight.finish_reductions(self.clock)?,
-            Instruction::GatherBucket { bucket } => {
-                self.in_flight.gather(self.state, self.ranks, bucket)?;
-            }
-            Instruction::BeginLeaf { .. }
-            | Instruction::FoldLeaf { .. }
-            | Instruction::Weight { .. }
-            | Instruction::UpdateShard { .. }
-            | Instruction::UpdateBias => {}
-        }
-        Ok(())
+    fn free(&mut self, value: Value) {
+        self.micros[value.micro()].free(value);
+    }
+
+    fn done(&mut self, instruction: &Instruction) {
+        self.rank.clock.lap(instruction.act);
     }
 }

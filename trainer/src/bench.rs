@@ -1,4 +1,5 @@
-//! `bench step`: whole optimizer steps of a recipe on random tokens, tokens per second and time per kind of instruction.
+//! `bench step`: whole optimizer steps of a recipe on random tokens, on one rank in the order in which the recipe's ranks
+//! compute: tokens per second and time per kind of instruction.
 
 use crate::build::Rank;
 use crate::executor::StepInput;
@@ -8,9 +9,8 @@ use crate::train::loss_scales;
 use crate::{machine, sampling};
 use anyhow::{Context, Result};
 use lampyris_model::MicroBatch;
+use lampyris_plan::TrainPlan;
 use lampyris_plan::flops::ForwardFlops;
-use lampyris_plan::program::Shape;
-use lampyris_plan::{TrainPlan, program};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,6 +62,7 @@ pub struct Report {
 
 /// Runs the benchmark.
 pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
+    let plan = &on_one_rank(plan);
     let device = machine::set_up(plan, 0, 1)?;
     let mut rank = Rank::of_plan(plan, device, Ranks::alone())?;
     rank.state.initialize(&rank.network.inventory, plan.seed);
@@ -73,12 +74,7 @@ pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
         lr: 1e-4,
         bias_speed: 1e-3,
     };
-    let network = &rank.network;
-    let (graph, inventory) = (&network.graph, &network.inventory);
-    let (micro_batches, leaves) = (plan.micro_batches(), plan.leaves_per_rank());
-    let buckets = &rank.state.buckets;
-    let program =
-        program::sequential(graph, inventory, buckets, &Shape::one_rank(micro_batches, leaves));
+    let program = rank.share.program().clone();
     let mut clock = Clock::on();
     let mut times = Vec::new();
     for step in 0..options.warmup + options.steps.max(1) {
@@ -108,6 +104,13 @@ pub fn run(options: &Options, plan: &TrainPlan) -> Result<Report> {
         mfu: tokens_per_s * flops / machine::peak_flops(plan.compute, device),
         segments_s: clock.totals.iter().map(|(kind, t)| (kind.clone(), per_step(*t))).collect(),
     })
+}
+
+/// The whole step on one rank, in the order of the plan's ranks.
+fn on_one_rank(plan: &TrainPlan) -> TrainPlan {
+    let mut plan = plan.clone();
+    (plan.parallel.data, plan.parallel.expert, plan.parallel.zero) = (1, 1, 0);
+    plan
 }
 
 fn random_batches(plan: &TrainPlan, depths: usize, device: Device) -> Vec<MicroBatch> {

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::batches::upload;
-use crate::executor::Reader;
+use crate::forward::Reader;
 use lampyris_data::ValidationWindows;
 use tch::Device;
 
@@ -22,7 +22,7 @@ pub struct Evaluation {
 /// Predicts every token of `windows` once, `rows` windows at a time, batches dealt to the ranks in turn; `watch(done,
 /// total)` follows. Collective; the result is the same on all ranks, whatever their number.
 pub fn evaluate(
-    reader: &Reader<'_>,
+    reader: &mut Reader<'_>,
     windows: &ValidationWindows,
     rows: usize,
     device: Device,

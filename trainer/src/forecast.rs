@@ -5,10 +5,10 @@ use crate::build::Rank;
 use crate::costs::{Costs, fastest, median};
 use crate::machine;
 use crate::trace::Log;
-use lampyris_plan::TrainPlan;
 use lampyris_plan::memory::RankMemory;
 use lampyris_plan::program::Program;
 use lampyris_plan::traffic::Traffic;
+use lampyris_plan::{Shares, TrainPlan};
 use std::collections::VecDeque;
 
 /// Steps that are looked at: the last ones.
@@ -57,10 +57,10 @@ impl Measured {
             costs.exchanges(log);
             costs.buckets(log);
         }
-        let bound = costs.bound(rank, program, fastest);
+        let bound = costs.bound(program, fastest);
         let walls: Vec<f64> = self.steps.iter().map(|(_, wall)| *wall).collect();
         let inventory = &rank.network.inventory;
-        let memory = RankMemory::of(plan, inventory, plan.batch.reduction).total();
+        let memory = RankMemory::of(plan, &Shares::of(plan), plan.batch.reduction).total();
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let mut line = format!(
             "predicted and measured: a step {:.3} s at least, {:.3} s; memory of a rank {:.0} MiB without libtorch, {:.0} MiB with it",

@@ -73,8 +73,7 @@ pub fn run(options: &Options, out: &mut impl Write) -> Result<()> {
         failed = written.err();
         token != end && failed.is_none()
     };
-    let reader = rank.reader()?;
-    sampling::continue_tokens(&reader, &mut tokens, sampling, device, each)?;
+    sampling::continue_tokens(&mut rank.reader()?, &mut tokens, sampling, device, each)?;
     if let Some(error) = failed {
         return Err(error);
     }

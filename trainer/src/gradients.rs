@@ -5,9 +5,11 @@
 use crate::Result;
 use crate::flat::{Flat, Memory};
 use crate::planted::{Bug, planted};
-use crate::state::{Layout, view};
-use lampyris_plan::buckets::{Bucket, Buckets};
-use lampyris_plan::inventory::{Inventory, ParameterId};
+use crate::state::view;
+use lampyris_model::parameter_and_source;
+use lampyris_plan::Share;
+use lampyris_plan::buckets::Bucket;
+use lampyris_plan::inventory::ParameterId;
 use lampyris_plan::program::{accumulator_of, folds_after};
 use lampyris_torch::WeightGradient;
 use tch::{Kind, Tensor};
@@ -17,9 +19,10 @@ use tch::{Kind, Tensor};
 struct View {
     /// In the parameter's shape.
     tensor: Tensor,
-    /// Holds what an earlier leaf left: the first contribution takes its place. Clearing whole buckets instead takes 2 %
-    /// of a step where their memory was last read by another core.
-    stale: bool,
+    /// The leaf that is being summed here; none if all that it holds is of leaves that are folded. The first contribution of
+    /// the next leaf then takes its place: clearing whole buckets instead takes 2 % of a step where their memory was last
+    /// read by another core.
+    leaf: Option<usize>,
 }
 
 /// The accumulators of all buckets.
@@ -33,80 +36,67 @@ pub struct Gradients {
     views: Vec<Vec<Vec<Option<View>>>>,
     /// By bucket: its parameters.
     members: Vec<Vec<ParameterId>>,
-    /// Level that contributions go to.
-    open: usize,
 }
 
 impl Gradients {
-    /// The accumulators of a layout, zeroed. Collective over the replicas.
+    /// The accumulators of a rank's share, zeroed. Collective over the replicas.
     ///
     /// # Errors
     /// No memory, or a local rank does not do the same.
-    pub fn new(
-        inventory: &Inventory,
-        buckets: &Buckets,
-        layout: &Layout,
-        memory: Memory<'_>,
-    ) -> Result<Gradients> {
+    pub fn new(share: &Share, memory: Memory<'_>) -> Result<Gradients> {
+        let (inventory, buckets) = (share.inventory(), share.buckets());
         let finished =
             buckets.buckets.iter().map(|b| memory.shared(b.group, b.elements, Kind::Float));
         let finished = finished.collect::<Result<Vec<Flat>>>()?;
-        let mesh = memory.ranks.mesh();
-        let sources = |group| if layout.by_source { mesh.sources(group) } else { 1 };
-        let most = buckets.buckets.iter().map(|b| sources(b.group)).max().unwrap_or(1);
-        let array = |source: usize, level: usize, bucket: usize| {
-            let b = &buckets.buckets[bucket];
-            match (source, level) {
-                (0, 0) => Some(finished[bucket].tensor.shallow_clone()),
-                _ if source < sources(b.group) => Some(memory.private(b.elements, Kind::Float)),
-                _ => None,
+        let uses = share.uses();
+        let most = uses.iter().map(|used| used.sources).max().unwrap_or(1);
+        let array = |source: usize, level: usize, bucket: usize| match (source, level) {
+            (0, 0) => Some(finished[bucket].tensor.shallow_clone()),
+            _ if source < uses[bucket].sources => {
+                Some(memory.private(buckets.buckets[bucket].elements, Kind::Float))
             }
+            _ => None,
         };
         let all = 0..buckets.buckets.len();
         let flat: Vec<Vec<Vec<Option<Tensor>>>> = (0..most)
             .map(|source| {
                 let level =
                     |level| all.clone().map(|bucket| array(source, level, bucket)).collect();
-                (0..layout.accumulators).map(level).collect()
+                (0..share.accumulators()).map(level).collect()
             })
             .collect();
         let of_level = |level: &Vec<Option<Tensor>>| -> Vec<Option<View>> {
             let of = |p: &lampyris_plan::Parameter| {
                 let (bucket, placement) = buckets.find(p.id)?;
                 let tensor = view(level[bucket].as_ref()?, placement.offset, p);
-                Some(View { tensor, stale: false })
+                Some(View { tensor, leaf: None })
             };
             inventory.parameters.iter().map(of).collect()
         };
         let views = flat.iter().map(|levels| levels.iter().map(of_level).collect()).collect();
         let members = |b: &Bucket| b.placements.iter().map(|p| p.parameter).collect();
         let members = buckets.buckets.iter().map(members).collect();
-        Ok(Gradients { finished, flat, views, members, open: 0 })
+        Ok(Gradients { finished, flat, views, members })
     }
 
-    /// Opens the accumulators of `leaf`.
-    pub fn begin_leaf(&mut self, leaf: usize) {
-        if planted(Bug::OffByOneLeaf) && leaf == 1 {
-            return;
-        }
-        self.open = accumulator_of(leaf);
-        for source in &mut self.views {
-            source[self.open].iter_mut().flatten().for_each(|view| view.stale = true);
-        }
-    }
-
-    /// Adds one contribution to the open leaf. Its parameter number says from which source it comes
+    /// Adds one contribution to `leaf`. Its parameter number says from which source it comes
     /// ([`lampyris_model::sourced`]).
-    pub fn add(&mut self, gradient: WeightGradient) -> Result<()> {
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    ///
+    /// # Panics
+    /// If the accumulator still holds another leaf; a program that was checked has no such order.
+    pub fn add(&mut self, gradient: &WeightGradient, leaf: usize) -> lampyris_model::Result<()> {
+        let leaf = if planted(Bug::OffByOneLeaf) && leaf == 1 { 0 } else { leaf };
         let (WeightGradient::Matmul { parameter, .. }
         | WeightGradient::Direct { parameter, .. }
-        | WeightGradient::Embedding { parameter, .. }) = &gradient;
-        let parameters = self.views[0][0].len();
+        | WeightGradient::Embedding { parameter, .. }) = gradient;
+        let (parameter, source) = parameter_and_source(*parameter, self.views[0][0].len());
         // Where accumulators are not kept apart, all sources share the first.
-        let source = (parameter / parameters).min(self.views.len() - 1);
-        let view = &mut self.views[source][self.open][parameter % parameters];
-        let view = view.as_mut().expect("a rank computes gradients of parameters that it holds");
-        view.add(gradient)
+        let source = source.min(self.views.len() - 1);
+        let view = self.views[source][accumulator_of(leaf)][parameter].as_mut();
+        view.expect("a rank computes gradients of parameters that it holds").add(gradient, leaf)
     }
 
     /// After the last contribution of `leaf` to `bucket`: adds the subtrees that it completes.
@@ -115,7 +105,7 @@ impl Gradients {
             let level = &mut source[accumulator_of(leaf)];
             for &parameter in &self.members[bucket] {
                 if let Some(view) = &mut level[parameter] {
-                    view.clear()?;
+                    view.close()?;
                 }
             }
         }
@@ -163,29 +153,33 @@ impl Gradients {
 }
 
 impl View {
-    fn add(&mut self, gradient: WeightGradient) -> Result<()> {
+    fn add(&mut self, gradient: &WeightGradient, leaf: usize) -> lampyris_model::Result<()> {
+        let first = self.leaf.is_none();
+        let open = *self.leaf.get_or_insert(leaf);
+        assert_eq!(open, leaf, "leaf {open} is not folded");
         match gradient {
-            WeightGradient::Matmul { x, dy, .. } => match (x.kind(), self.stale) {
-                (Kind::Float, false) => {
-                    let _sum = self.tensor.f_addmm_(&dy.tr(), &x)?;
-                }
-                (Kind::Float, true) => {
-                    let _product = dy.tr().f_mm_out(&self.tensor, &x)?;
-                }
-                _ => self.add_or_set(&dy.tr().f_matmul(&x)?)?,
-            },
-            WeightGradient::Direct { gradient, .. } => self.add_or_set(&gradient)?,
+            WeightGradient::Matmul { x, dy, .. } if x.kind() != Kind::Float => {
+                self.add_or_set(&dy.tr().f_matmul(x)?, first)?;
+            }
+            WeightGradient::Matmul { x, dy, .. } if first => {
+                let _product = dy.tr().f_mm_out(&self.tensor, x)?;
+            }
+            WeightGradient::Matmul { x, dy, .. } => {
+                let _sum = self.tensor.f_addmm_(&dy.tr(), x)?;
+            }
+            WeightGradient::Direct { gradient, .. } => self.add_or_set(gradient, first)?,
             WeightGradient::Embedding { ids, dy, .. } => {
-                self.clear()?;
-                let _sum = self.tensor.f_index_add_(0, &ids, &dy.to_kind(Kind::Float))?;
+                if first {
+                    let _zeroed = self.tensor.f_zero_()?;
+                }
+                let _sum = self.tensor.f_index_add_(0, ids, &dy.to_kind(Kind::Float))?;
             }
         }
-        self.stale = false;
         Ok(())
     }
 
-    fn add_or_set(&mut self, part: &Tensor) -> Result<()> {
-        match self.stale {
+    fn add_or_set(&mut self, part: &Tensor, first: bool) -> lampyris_model::Result<()> {
+        match first {
             true => self.tensor.f_copy_(part)?,
             false => {
                 let _sum = self.tensor.f_add_(part)?;
@@ -194,11 +188,14 @@ impl View {
         Ok(())
     }
 
-    /// Zero, if nothing has come.
-    fn clear(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.stale) {
+    /// The leaf has its last contribution: what it holds is zero if none came.
+    fn close(&mut self) -> lampyris_model::Result<()> {
+        if self.leaf.take().is_none() {
             let _zeroed = self.tensor.f_zero_()?;
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

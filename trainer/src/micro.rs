@@ -1,13 +1,11 @@
-//! One micro-batch in flight: slot values, tapes of segments, gradients on their way back.
+//! One micro-batch in a step: slot values, tapes of segments, gradients on their way back, routes of its rows.
 
-use crate::exchange::Flight;
-use lampyris_comm::dispatch::Handle;
-use lampyris_model::{Blocks, Routing};
-use lampyris_plan::program::Pass;
+use crate::route::Route;
+use lampyris_plan::program::Value;
 use lampyris_plan::segments::{Graph, Operation, Segment, Slot};
 use lampyris_torch::WeightGradient;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// What a segment's backward needs: its detached inputs and its attached outputs.
@@ -19,43 +17,39 @@ pub struct Tape {
     pub outputs: Vec<(Slot, Tensor)>,
 }
 
-/// State of one micro-batch inside a step.
+/// What one reader of a slot gives to its gradient.
+#[derive(Debug)]
+enum Contribution {
+    /// Its backward pass has not run.
+    Pending,
+    /// Its outputs do not depend on the slot.
+    NoGradient,
+    /// A part of the sum.
+    Value(Tensor),
+}
+
+/// State of one micro-batch inside a step. What it holds and when it gives it back is the program's business.
 #[derive(Debug)]
 pub struct Micro {
-    graph: Graph,
-    readers: HashMap<Slot, Vec<Operation>>,
+    graph: Arc<Graph>,
     values: HashMap<Slot, Tensor>,
-    contributions: HashMap<Slot, Vec<Option<Tensor>>>,
+    /// By slot: one for each reader, in their order.
+    gradients: HashMap<Slot, Vec<Contribution>>,
     tapes: HashMap<Segment, Tape>,
-    head_gradients: HashMap<Segment, Option<Tensor>>,
-    weight_gradients: HashMap<Segment, Vec<WeightGradient>>,
-    routing: HashMap<usize, Rc<Routing>>,
-    blocks: HashMap<usize, Blocks>,
-    handles: HashMap<usize, Handle>,
-    flights: Vec<Flight>,
+    queues: HashMap<Segment, Vec<WeightGradient>>,
+    routes: HashMap<usize, Route>,
 }
 
 impl Micro {
     /// An empty micro-batch of a network with this graph.
-    pub fn new(graph: &Graph) -> Micro {
-        let mut readers: HashMap<Slot, Vec<Operation>> = HashMap::new();
-        for operation in graph.forward() {
-            for slot in graph.reads(operation) {
-                readers.entry(slot).or_default().push(operation);
-            }
-        }
+    pub fn new(graph: &Arc<Graph>) -> Micro {
         Micro {
-            graph: graph.clone(),
-            readers,
+            graph: Arc::clone(graph),
             values: HashMap::new(),
-            contributions: HashMap::new(),
+            gradients: HashMap::new(),
             tapes: HashMap::new(),
-            head_gradients: HashMap::new(),
-            weight_gradients: HashMap::new(),
-            routing: HashMap::new(),
-            blocks: HashMap::new(),
-            handles: HashMap::new(),
-            flights: Vec::new(),
+            queues: HashMap::new(),
+            routes: HashMap::new(),
         }
     }
 
@@ -71,9 +65,13 @@ impl Micro {
         self.read(operation).into_iter().map(|x| x.detach().set_requires_grad(true)).collect()
     }
 
-    /// Stores what `operation` wrote.
+    /// Stores what `operation` wrote. Losses are not kept.
     pub fn write(&mut self, operation: Operation, outputs: Vec<Tensor>) {
-        self.values.extend(self.graph.writes(operation).into_iter().zip(outputs));
+        for (slot, output) in self.graph.writes(operation).into_iter().zip(outputs) {
+            if !slot.is_loss() {
+                self.values.insert(slot, output);
+            }
+        }
     }
 
     /// Takes over what `operation` wrote in another run of the same micro-batch, a gate's choice included.
@@ -84,9 +82,9 @@ impl Micro {
             }
         }
         if let Operation::Segment(Segment::Attention(layer)) = operation
-            && let Some(routing) = other.routing.get(&layer)
+            && let Some(route) = other.routes.get(&layer)
         {
-            self.routing.insert(layer, Rc::clone(routing));
+            self.choose(layer, route.chosen.clone());
         }
     }
 
@@ -101,7 +99,7 @@ impl Micro {
         debug_assert_eq!(slots.len(), outputs.len());
         let mut balance = None;
         for (&slot, output) in slots.iter().zip(&outputs) {
-            if let Slot::Balance(_) = slot {
+            if slot.is_loss() {
                 balance = Some(output.double_value(&[]));
             } else {
                 self.values.insert(slot, output.detach());
@@ -117,95 +115,82 @@ impl Micro {
         self.tapes.remove(&segment).expect("the program runs forward before backward")
     }
 
-    /// Stores the input gradient that a head made in its forward pass.
-    pub fn keep_head_gradient(&mut self, segment: Segment, gradient: Option<Tensor>) {
-        self.head_gradients.insert(segment, gradient);
-    }
-
-    /// That gradient, once.
-    pub fn take_head_gradient(&mut self, segment: Segment) -> Option<Tensor> {
-        self.head_gradients.remove(&segment).flatten()
-    }
-
     /// Stores the gradients of `operation` to the slots it reads, in their order.
     pub fn contribute(&mut self, operation: Operation, gradients: Vec<Option<Tensor>>) {
         for (slot, gradient) in self.graph.reads(operation).into_iter().zip(gradients) {
-            let readers = &self.readers[&slot];
+            let readers = self.graph.readers(slot);
             let at = readers.iter().position(|&reader| reader == operation);
             let at = at.expect("an operation is among the readers of what it reads");
-            let parts = self.contributions.entry(slot).or_default();
-            parts.resize_with(readers.len(), || None);
-            parts[at] = gradient;
+            let parts = self.gradients.entry(slot).or_default();
+            parts.resize_with(readers.len(), || Contribution::Pending);
+            parts[at] = gradient.map_or(Contribution::NoGradient, Contribution::Value);
         }
     }
 
-    /// Gradient of a slot: contributions summed in the order of its readers, whatever the order in which they came.
+    /// Gradient of a slot: contributions summed in the order of its readers, whatever the order in which they came. None if
+    /// no reader depends on it.
+    ///
+    /// # Panics
+    /// If a reader has not contributed: a wait or a backward pass is missing in the program.
     pub fn gradient(&mut self, slot: Slot) -> Option<Tensor> {
-        let parts = self.contributions.remove(&slot)?;
-        parts.into_iter().flatten().reduce(|sum, part| sum + part)
-    }
-
-    /// Its activations go; queued weight gradients stay.
-    pub fn backward_is_complete(&mut self) {
-        let weight_gradients = std::mem::take(&mut self.weight_gradients);
-        *self = Micro { weight_gradients, ..Micro::new(&self.graph) };
+        let parts = self.gradients.remove(&slot).unwrap_or_default();
+        assert_eq!(parts.len(), self.graph.readers(slot).len(), "nobody contributes to {slot:?}");
+        let given = |(part, reader): (Contribution, &Operation)| match part {
+            Contribution::Pending => panic!("{reader} has not contributed to {slot:?}"),
+            Contribution::NoGradient => None,
+            Contribution::Value(part) => Some(part),
+        };
+        let parts = parts.into_iter().zip(self.graph.readers(slot)).filter_map(given);
+        parts.reduce(|sum, part| sum + part)
     }
 
     /// Keeps weight gradients for the segment's `Weight` instruction.
     pub fn queue_weight_gradients(&mut self, segment: Segment, gradients: Vec<WeightGradient>) {
-        self.weight_gradients.insert(segment, gradients);
+        if !gradients.is_empty() {
+            self.queues.insert(segment, gradients);
+        }
     }
 
     /// Those gradients, once.
     pub fn take_weight_gradients(&mut self, segment: Segment) -> Vec<WeightGradient> {
-        self.weight_gradients.remove(&segment).unwrap_or_default()
+        self.queues.remove(&segment).unwrap_or_default()
     }
 
-    /// Stores the routing of a layer.
-    pub fn set_routing(&mut self, layer: usize, routing: Routing) {
-        self.routing.insert(layer, Rc::new(routing));
+    /// Stores the choice of a layer's gate: the expert of each `[T, K]` slot. The way of its rows begins here.
+    pub fn choose(&mut self, layer: usize, chosen: Vec<i64>) {
+        self.routes.insert(layer, Route::new(chosen));
     }
 
-    /// The routing of a layer.
-    pub fn routing(&self, layer: usize) -> Option<&Routing> {
-        self.routing.get(&layer).map(Rc::as_ref)
+    /// The way of the layer's rows, where its gate has chosen.
+    pub fn route(&self, layer: usize) -> Option<&Route> {
+        self.routes.get(&layer)
     }
 
-    /// Stores where the rows of the layer's experts lie.
-    pub fn set_blocks(&mut self, layer: usize, blocks: Blocks) {
-        self.blocks.insert(layer, blocks);
+    /// The same, to go on with it.
+    pub fn route_mut(&mut self, layer: usize) -> &mut Route {
+        self.routes.get_mut(&layer).expect("the gate ran before any exchange")
     }
 
-    /// Where the rows of the layer's experts lie, from its dispatch on.
-    pub fn blocks(&self, layer: usize) -> Option<&Blocks> {
-        self.blocks.get(&layer)
+    /// Gives the memory of a value back.
+    pub fn free(&mut self, value: Value) {
+        match value {
+            Value::Slot { slot, .. } => drop(self.values.remove(&slot)),
+            Value::Gradient { slot, .. } => drop(self.gradients.remove(&slot)),
+            Value::Tape { segment, .. } => drop(self.tapes.remove(&segment)),
+            Value::Queue { segment, .. } => drop(self.queues.remove(&segment)),
+            Value::Route { layer, .. } => drop(self.routes.remove(&layer)),
+        }
     }
 
-    /// Stores the way that a layer's rows took to other ranks.
-    pub fn set_handle(&mut self, layer: usize, handle: Handle) {
-        self.handles.insert(layer, handle);
-    }
-
-    /// The way that a layer's rows took to other ranks.
-    pub fn handle(&self, layer: usize) -> &Handle {
-        self.handles.get(&layer).expect("the forward dispatch comes first")
-    }
-
-    /// Keeps an exchange until somebody needs its rows.
-    pub fn fly(&mut self, flight: Flight) {
-        self.flights.push(flight);
-    }
-
-    /// The exchanges under way on which `operation` depends in this pass.
-    pub fn take_flights(&mut self, operation: Operation, pass: Pass) -> Vec<Flight> {
-        let graph = &self.graph;
-        let needed = |flight: &mut Flight| {
-            let (gives, takes) = match pass {
-                Pass::Forward => (graph.writes(flight.operation), graph.reads(operation)),
-                Pass::Backward => (graph.reads(flight.operation), graph.writes(operation)),
-            };
-            flight.pass == pass && gives.iter().any(|slot| takes.contains(slot))
-        };
-        self.flights.extract_if(.., needed).collect()
+    /// Whether it holds nothing: at the end of a step.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+            && self.gradients.is_empty()
+            && self.tapes.is_empty()
+            && self.queues.is_empty()
+            && self.routes.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

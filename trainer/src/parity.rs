@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail, ensure};
 use lampyris_checkpoint::hf::{Folder, Golden, Import};
 use lampyris_model::{MicroBatch, head};
 use lampyris_plan::inventory::{Kind, Parameter};
-use lampyris_plan::program::{self, Shape};
 use lampyris_plan::train_plan::{Compute, OptimizerPlan};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -118,16 +117,9 @@ fn compare(
         lr: 0.0,
         bias_speed: 0.0,
     };
-    let network = &rank.network;
-    let program = program::sequential(
-        &network.graph,
-        &network.inventory,
-        &rank.state.buckets,
-        &Shape::one_rank(1, 1),
-    );
+    let program = rank.share.program().gradients();
     let optimizer = no_update();
-    let report =
-        rank.executor(&optimizer, &mut Clock::default()).run(&program.gradients(), &input)?;
+    let report = rank.executor(&optimizer, &mut Clock::default()).run(&program, &input)?;
 
     let mut comparison = Comparison::new(tolerance);
     comparison.add("logits", "logits", &logits, &golden.logits()?.1);

@@ -2,7 +2,7 @@
 //! buckets. A job of one rank has none of these, and every call here is then the identity.
 
 use crate::Result;
-use crate::exchange::Exchange;
+use crate::lanes::ExpertRows;
 use crate::planted::{Bug, planted};
 use lampyris_checkpoint::Neighbour;
 use lampyris_comm::{Attempt, Communicator, Generation, Group, Membership, Node, Options, Secret};
@@ -54,7 +54,8 @@ pub struct Ranks {
 struct Joined {
     dense: HfReduce,
     expert: Option<HfReduce>,
-    exchange: Option<Exchange>,
+    /// Until a rank takes it.
+    rows: Option<ExpertRows>,
     comm: Communicator,
 }
 
@@ -102,10 +103,10 @@ impl Ranks {
         };
         let dense = reducer(inventory::Group::Dense)?.expect("several ranks hold dense weights");
         let expert = reducer(inventory::Group::Expert)?;
-        let exchange = match &plan.model.moe {
+        let rows = match &plan.model.moe {
             Some(moe) if mesh.expert > 1 => {
                 let axis = comm.group(&list(mesh.expert_group(rank)))?;
-                Some(Exchange::new(&axis, moe.experts, plan.compute, canonical)?)
+                Some(ExpertRows::new(&axis, moe.experts, plan.compute, canonical)?)
             }
             _ => None,
         };
@@ -113,7 +114,7 @@ impl Ranks {
             rank,
             nodes: place.nodes.max(1),
             mesh,
-            joined: Some(Joined { dense, expert, exchange, comm }),
+            joined: Some(Joined { dense, expert, rows, comm }),
         })
     }
 
@@ -132,13 +133,6 @@ impl Ranks {
         self.mesh
     }
 
-    /// How many ranks hold this group's parameters, and which of them this one is.
-    pub fn replica(&self, group: inventory::Group) -> (usize, usize) {
-        let replicas = self.mesh.replicas(group, self.rank);
-        let me = replicas.iter().position(|&rank| rank == self.rank);
-        (replicas.len(), me.expect("a rank is its own replica"))
-    }
-
     /// Sums buckets of this group; none where this rank alone holds them.
     pub fn reducer(&self, group: inventory::Group) -> Option<&HfReduce> {
         let joined = self.joined.as_ref()?;
@@ -148,9 +142,9 @@ impl Ranks {
         }
     }
 
-    /// Moves rows among the ranks that share the experts of one copy, where there are several.
-    pub fn exchange(&self) -> Option<&Exchange> {
-        self.joined.as_ref()?.exchange.as_ref()
+    /// The lane of rows among the ranks that share the experts of one copy, where there are several; once.
+    pub(crate) fn take_rows(&mut self) -> Option<ExpertRows> {
+        self.joined.as_mut()?.rows.take()
     }
 
     /// What saving or loading checkpoints needs to agree on them. Collective: all ranks make it in the same order.

@@ -1,7 +1,7 @@
 //! Text from a model: temperature, top-p, a seed; every token by a plain forward pass.
 
 use crate::Result;
-use crate::executor::Reader;
+use crate::forward::Reader;
 use lampyris_data::Tokenizer;
 use lampyris_model::{MicroBatch, head};
 use lampyris_plan::TrainPlan;
@@ -29,7 +29,7 @@ pub struct Sampling {
 pub fn sample(
     plan: &TrainPlan,
     tokenizer: &Tokenizer,
-    reader: &Reader<'_>,
+    reader: &mut Reader<'_>,
     device: Device,
 ) -> anyhow::Result<Option<String>> {
     let output = &plan.output;
@@ -63,7 +63,7 @@ pub fn sample(
 
 /// Continues `tokens`; `each` gets every new token and says whether to go on.
 pub fn continue_tokens(
-    reader: &Reader<'_>,
+    reader: &mut Reader<'_>,
     tokens: &mut Vec<i64>,
     sampling: Sampling,
     device: Device,

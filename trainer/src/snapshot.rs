@@ -1,11 +1,12 @@
 //! Between a rank's buckets and checkpoints in global coordinates.
 
 use crate::ranks::Ranks;
-use crate::state::{BucketState, Progress, State, intersection};
+use crate::state::{BucketState, Progress, State};
 use anyhow::{Context, Result};
 use lampyris_checkpoint::tensors::{kept, split};
 use lampyris_checkpoint::{Buffers, Error, Kind, Reader, Request, Slot, Transfer};
 use lampyris_plan::inventory::Optimizer;
+use lampyris_plan::share::intersection;
 use lampyris_plan::{Inventory, Parameter};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,7 @@ pub fn slots(state: &State, inventory: &Inventory, ranks: &Ranks) -> Arc<[Slot]>
     let mut slots = Vec::new();
     let mut first = 0;
     for (bucket, array) in state.buckets.buckets.iter().zip(&state.arrays) {
-        let shard = array.shard();
+        let shard = array.shard.clone();
         for placement in &bucket.placements {
             let parameter = &inventory.parameters[placement.parameter];
             let part =
@@ -64,7 +65,7 @@ pub fn copy_out(state: &State, inventory: &Inventory, buffers: &mut Buffers) -> 
     let shards = state
         .arrays
         .iter()
-        .flat_map(|array| arrays(array).map(|owned| array.of_owned(owned, &array.shard())));
+        .flat_map(|array| arrays(array).map(|owned| array.of_owned(owned, &array.shard)));
     let shards: Vec<Tensor> = shards.collect();
     buffers.resize_with(shards.len() + inventory.buffers.len(), Vec::new);
     let (values, biases) = buffers.split_at_mut(shards.len());

@@ -8,10 +8,11 @@ use crate::init;
 use lampyris_model::Weights;
 use lampyris_plan::buckets::{Bucket, Buckets};
 use lampyris_plan::inventory::{Inventory, Optimizer, Parameter, Storage};
-use lampyris_plan::shards::shards;
-use lampyris_plan::train_plan::Compute;
+use lampyris_plan::share::{Share, intersection};
+use lampyris_plan::train_plan::{Compute, Sharding};
 use lampyris_torch::dim;
 use std::ops::Range;
+use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 /// One bucket's arrays.
@@ -19,11 +20,9 @@ use tch::{Kind, Tensor};
 pub struct BucketState {
     /// Weights that the forward pass reads, the whole bucket, in their storage type.
     pub weights: Flat,
-    /// The shard of each replica: what it counts in the norm, writes into a checkpoint and, with ZeRO-1, updates.
-    pub shards: Vec<Range<usize>>,
-    /// Which of them is this rank's.
-    pub replica: usize,
-    /// Elements that this rank updates: its shard with ZeRO-1, else the bucket.
+    /// Elements that this rank counts in the norm and writes into a checkpoint.
+    pub shard: Range<usize>,
+    /// Elements that this rank updates: its shard, or the bucket where the optimizer is not sharded.
     pub owned: Range<usize>,
     /// Master weights of the owned elements, fp32: the memory of `weights` where those are fp32.
     pub master: Tensor,
@@ -36,11 +35,6 @@ pub struct BucketState {
 }
 
 impl BucketState {
-    /// This rank's shard.
-    pub fn shard(&self) -> Range<usize> {
-        self.shards[self.replica].clone()
-    }
-
     /// Elements `range` of the bucket in an array of the owned elements.
     pub fn of_owned(&self, array: &Tensor, range: &Range<usize>) -> Tensor {
         array.narrow(0, dim(range.start - self.owned.start), dim(range.len()))
@@ -58,24 +52,13 @@ pub struct Progress {
     pub tokens: u64,
 }
 
-/// How the state of a network is laid out over ranks.
-#[derive(Debug, Clone, Copy)]
-pub struct Layout {
-    /// Type of the weights that matrix products read.
-    pub compute: Compute,
-    /// Gradient accumulators: log2(leaves of this rank) + 1.
-    pub accumulators: usize,
-    /// Keep one set of accumulators for each rank whose tokens contribute to an expert (canonical reduction).
-    pub by_source: bool,
-    /// ZeRO-1.
-    pub sharded: bool,
-}
-
 /// The state of a rank.
 #[derive(Debug)]
 pub struct State {
-    /// Layout: parameters that this rank holds.
-    pub buckets: Buckets,
+    /// What this rank holds and updates.
+    pub share: Share,
+    /// Where the parameters that it holds lie.
+    pub buckets: Arc<Buckets>,
     /// Arrays by bucket.
     pub arrays: Vec<BucketState>,
     /// Views that the segments read; empty tensors for experts of other ranks.
@@ -89,20 +72,13 @@ pub struct State {
 }
 
 impl State {
-    /// Zeroed state for the parameters in `buckets`; fill it with [`State::initialize`] or from a checkpoint. Collective.
+    /// Zeroed state of a rank's share; fill it with [`State::initialize`] or from a checkpoint. Collective.
     ///
     /// # Errors
     /// No memory, or a local rank does not do the same.
-    pub fn new(
-        inventory: &Inventory,
-        buckets: Buckets,
-        layout: &Layout,
-        memory: Memory<'_>,
-    ) -> Result<State> {
-        let shards = shards(inventory, &buckets, |group| memory.ranks.replica(group).0);
-        let of_buckets = buckets.buckets.iter().zip(shards);
-        let arrays =
-            of_buckets.map(|(b, shards)| bucket_state(inventory, (b, shards), layout, memory));
+    pub fn new(share: &Share, memory: Memory<'_>) -> Result<State> {
+        let (inventory, buckets) = (share.inventory(), share.buckets());
+        let arrays = buckets.buckets.iter().map(|bucket| bucket_state(share, bucket, memory));
         let arrays = arrays.collect::<Result<Vec<BucketState>>>()?;
         let views = inventory.parameters.iter().map(|p| match buckets.find(p.id) {
             Some((bucket, placement)) => view(&arrays[bucket].weights.tensor, placement.offset, p),
@@ -115,9 +91,10 @@ impl State {
         }
         Ok(State {
             weights: Weights { views: views.collect() },
-            gradients: Gradients::new(inventory, &buckets, layout, memory)?,
+            gradients: Gradients::new(share, memory)?,
             arrays,
-            buckets,
+            buckets: Arc::clone(buckets),
+            share: share.clone(),
             biases,
             progress: Progress::default(),
         })
@@ -155,47 +132,30 @@ impl State {
     }
 }
 
-/// The common part of two ranges, empty if there is none.
-pub(crate) fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
-    let start = a.start.max(b.start);
-    start..a.end.min(b.end).max(start)
-}
-
-fn bucket_state(
-    inventory: &Inventory,
-    (bucket, shards): (&Bucket, Vec<Range<usize>>),
-    layout: &Layout,
-    memory: Memory<'_>,
-) -> Result<BucketState> {
-    let (_, replica) = memory.ranks.replica(bucket.group);
-    let owned = if layout.sharded { shards[replica].clone() } else { 0..bucket.elements };
-    let copied = bucket.storage == Storage::Compute && layout.compute == Compute::Bf16;
+fn bucket_state(share: &Share, bucket: &Bucket, memory: Memory<'_>) -> Result<BucketState> {
+    let owned = share.owned(bucket.id);
+    let copied = bucket.storage == Storage::Compute && share.compute() == Compute::Bf16;
     let float = || memory.private(owned.len(), Kind::Float);
     let kind = if copied { Kind::BFloat16 } else { Kind::Float };
-    let weights = if layout.sharded {
-        memory.shared(bucket.group, bucket.elements, kind)?
-    } else {
-        Flat { tensor: memory.private(bucket.elements, kind), shared: None }
+    let weights = match share.sharding() {
+        Sharding::Optimizer => memory.shared(bucket.group, bucket.elements, kind)?,
+        Sharding::Replicated => {
+            Flat { tensor: memory.private(bucket.elements, kind), shared: None }
+        }
     };
     let master = match copied {
         true => float(),
         false => weights.tensor.narrow(0, dim(owned.start), dim(owned.len())),
     };
-    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
-    for (i, placement) in bucket.placements.iter().enumerate() {
-        // A run takes the alignment gap behind a parameter along: its elements are zero and stay zero.
-        let end = bucket.placements.get(i + 1).map_or(bucket.elements, |next| next.offset);
-        let decays = inventory.parameters[placement.parameter].decay;
-        let part = intersection(&(placement.offset..end), &owned);
-        match runs.last_mut() {
-            _ if part.is_empty() => {}
-            Some(run) if run.1 == decays => run.0.end = part.end,
-            _ => runs.push((part, decays)),
-        }
-    }
-    let exp_avg = float();
-    let exp_avg_sq = (bucket.optimizer == Optimizer::AdamW).then(float);
-    Ok(BucketState { weights, shards, replica, owned, master, exp_avg, exp_avg_sq, runs })
+    Ok(BucketState {
+        weights,
+        shard: share.shards(bucket.id)[share.replica(bucket.group).1].clone(),
+        master,
+        exp_avg: float(),
+        exp_avg_sq: (bucket.optimizer == Optimizer::AdamW).then(float),
+        runs: share.decay_runs(bucket.id),
+        owned,
+    })
 }
 
 /// The parameter's part of a flat array, in its shape.

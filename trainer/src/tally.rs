@@ -6,7 +6,6 @@
 use crate::Result;
 use crate::planted::{Bug, planted};
 use crate::ranks::Ranks;
-use lampyris_model::Routing;
 
 /// Losses and counts of a step.
 #[derive(Debug)]
@@ -42,10 +41,12 @@ impl Tally {
         self.losses[micro * self.columns + self.depths + layer] = loss;
     }
 
-    /// Adds the tokens that a micro-batch sends to each expert of a layer.
-    pub fn count(&mut self, layer: usize, routing: Option<&Routing>) {
-        let counts = &routing.expect("the gate ran before dispatch").counts;
-        self.expert_counts[layer].iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    /// Counts the tokens that a micro-batch sends to each expert of a layer: `chosen` names the expert of each slot.
+    pub fn count(&mut self, layer: usize, chosen: &[i64]) {
+        let counts = &mut self.expert_counts[layer];
+        for &expert in chosen {
+            counts[usize::try_from(expert).expect("experts are counted from 0")] += 1;
+        }
     }
 
     /// Makes this tally that of the global batch, and brings `table` together on the way: one exchange for both. Every
@@ -93,7 +94,7 @@ mod tests {
         tally.loss(1, 1, 7.0);
         tally.loss(0, 0, 1.0);
         tally.balance(0, 1, 0.5);
-        tally.expert_counts[1] = vec![1, 2, 3];
+        tally.count(1, &[2, 0, 1, 2, 1, 2]);
         let mut table = vec![3.0, 4.0];
         tally.exchange(&Ranks::alone(), &mut table).expect("alone");
         assert_eq!(table, [3.0, 4.0]);

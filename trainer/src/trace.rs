@@ -5,16 +5,17 @@ mod file;
 mod log;
 
 pub use file::TraceFile;
-pub use log::{Log, Span, Transfer};
+pub use log::{Log, Span, Wait};
 
-use lampyris_plan::program::{Instruction, Pass};
-use lampyris_plan::segments::Segment;
+use lampyris_plan::program::{Act, Task, Transfer};
+use lampyris_plan::segments::{Exchange, Pass, Segment};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// A row of the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lane {
+pub enum Track {
     /// What the compute thread does, waits included.
     Compute,
     /// Rows to experts under way.
@@ -31,28 +32,28 @@ pub enum Lane {
     Data,
 }
 
-impl Lane {
+impl Track {
     /// All, in the order in which a trace shows them.
-    pub const ALL: [Lane; 7] = [
-        Lane::Compute,
-        Lane::Dispatch,
-        Lane::Combine,
-        Lane::Reduce,
-        Lane::Gather,
-        Lane::Optimizer,
-        Lane::Data,
+    pub const ALL: [Track; 7] = [
+        Track::Compute,
+        Track::Dispatch,
+        Track::Combine,
+        Track::Reduce,
+        Track::Gather,
+        Track::Optimizer,
+        Track::Data,
     ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Lane::Compute => "compute",
-            Lane::Dispatch => "dispatch",
-            Lane::Combine => "combine",
-            Lane::Reduce => "reduce",
-            Lane::Gather => "gather",
-            Lane::Optimizer => "optimizer",
-            Lane::Data => "data",
+            Track::Compute => "compute",
+            Track::Dispatch => "dispatch",
+            Track::Combine => "combine",
+            Track::Reduce => "reduce",
+            Track::Gather => "gather",
+            Track::Optimizer => "optimizer",
+            Track::Data => "data",
         }
     }
 }
@@ -63,12 +64,14 @@ pub struct Clock {
     on: bool,
     /// Summed wall time by kind of instruction.
     pub totals: BTreeMap<String, Duration>,
-    /// Time in which the compute thread waited for what another lane does.
-    pub exposed: BTreeMap<Lane, Duration>,
+    /// Time in which the compute thread waited, by what it waited for.
+    pub exposed: BTreeMap<Track, Duration>,
     /// Where spans go; only with a log.
     trace: Option<TraceFile>,
     /// Where they are kept.
     log: Option<Log>,
+    /// When the instruction before ended, if anybody wants to know.
+    last: Option<Instant>,
 }
 
 impl Clock {
@@ -92,79 +95,125 @@ impl Clock {
         self.log.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    pub(crate) fn start(&self) -> Option<Instant> {
-        (self.on || self.trace.is_some() || self.log.is_some()).then(Instant::now)
+    /// A program begins.
+    pub(crate) fn begin(&mut self) {
+        let measures = self.on || self.trace.is_some() || self.log.is_some();
+        self.last = measures.then(Instant::now);
     }
 
-    pub(crate) fn stop(&mut self, started: Option<Instant>, instruction: Instruction) {
-        let Some(started) = started else { return };
+    /// An instruction is over that began when the one before it ended.
+    pub(crate) fn lap(&mut self, act: Act) {
+        let Some(started) = self.last else { return };
         let ended = Instant::now();
         if self.on {
-            *self.totals.entry(kind(instruction)).or_default() += ended - started;
+            *self.totals.entry(kind(act)).or_default() += ended - started;
         }
         if let Some(trace) = &mut self.trace {
-            trace.span(lane(instruction), &instruction.to_string(), started, ended);
+            trace.act(act, started, ended);
         }
         if let Some(log) = &mut self.log {
-            log.spans.push(Span { instruction, started, ended });
+            log.spans.push(Span { act, started, ended });
         }
+        self.last = Some(ended);
     }
 
     /// Something beside the instructions that began at `started` and ends now.
-    pub(crate) fn span(&mut self, lane: Lane, name: &str, started: Instant) {
+    pub(crate) fn span(&mut self, track: Track, name: &str, started: Instant) {
         if let Some(trace) = &mut self.trace {
-            trace.span(lane, name, started, Instant::now());
+            trace.span(track, name, started, Instant::now());
         }
     }
 
-    /// Waits for something that began on `lane` at `started`: `wait` returns when it was done, which may be before the
-    /// wait began.
+    /// Waits for something that began at `started`: `wait` returns when it was done, which may be before the wait began.
     pub(crate) fn wait<T, E>(
         &mut self,
-        (lane, name): (Lane, impl FnOnce() -> String),
+        awaited: Awaited,
         started: Instant,
         wait: impl FnOnce() -> Result<(Instant, T), E>,
     ) -> Result<T, E> {
         let asked = Instant::now();
         let (done, value) = wait()?;
         let ended = Instant::now();
-        *self.exposed.entry(lane).or_default() += ended - asked;
+        *self.exposed.entry(awaited.track()).or_default() += ended - asked;
         let Some(log) = &mut self.log else { return Ok(value) };
-        let (name, done, waited) = (name(), done.max(started), ended - asked);
+        let wait = Wait { awaited, started, done: done.max(started), asked, waited: ended - asked };
         if let Some(trace) = &mut self.trace {
-            trace.span(lane, &name, started, done);
-            trace.wait(lane, asked, ended);
+            trace.wait(&wait);
         }
-        log.transfers.push(Transfer { lane, name, started, done, asked, waited });
+        log.waits.push(wait);
         Ok(value)
     }
 }
 
-/// The lane on which an instruction's own time is shown.
-fn lane(instruction: Instruction) -> Lane {
-    match instruction {
-        Instruction::GradNorm | Instruction::UpdateShard { .. } | Instruction::UpdateBias => {
-            Lane::Optimizer
+/// What the compute thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// A transfer of the program.
+    Transfer(Transfer),
+    /// The exchange of norm, losses and counts.
+    NormTable,
+    /// What ranks agree on between two steps.
+    Agreement,
+}
+
+impl Awaited {
+    /// Where a trace shows it.
+    pub fn track(self) -> Track {
+        match self {
+            Awaited::Transfer(Transfer::Rows { exchange: Exchange::Dispatch(_), .. }) => {
+                Track::Dispatch
+            }
+            Awaited::Transfer(Transfer::Rows { exchange: Exchange::Combine(_), .. }) => {
+                Track::Combine
+            }
+            Awaited::Transfer(Transfer::Reduce { .. }) => Track::Reduce,
+            Awaited::Transfer(Transfer::Gather { .. }) => Track::Gather,
+            Awaited::NormTable | Awaited::Agreement => Track::Optimizer,
         }
-        _ => Lane::Compute,
     }
 }
 
-fn kind(instruction: Instruction) -> String {
+impl fmt::Display for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Awaited::Transfer(transfer) => transfer.fmt(f),
+            Awaited::NormTable => f.write_str("norm, losses and counts"),
+            Awaited::Agreement => f.write_str("agreement"),
+        }
+    }
+}
+
+/// The track on which an act's own time is shown.
+fn track(act: Act) -> Track {
+    match act {
+        Act::Run(Task::GradNorm | Task::UpdateShard { .. } | Task::UpdateBias) => Track::Optimizer,
+        _ => Track::Compute,
+    }
+}
+
+/// The kind of an act in the sums of `bench step`.
+fn kind(act: Act) -> String {
     let pass = |pass: Pass| if pass == Pass::Forward { "forward" } else { "backward" };
-    match instruction {
-        Instruction::BeginLeaf { .. } => "begin_leaf".into(),
-        Instruction::Forward { segment, .. } => format!("{} forward", family(segment)),
-        Instruction::Backward { segment, .. } => format!("{} backward", family(segment)),
-        Instruction::Weight { segment, .. } => format!("{} weight", family(segment)),
-        Instruction::Dispatch { pass: p, .. } => format!("dispatch {}", pass(p)),
-        Instruction::Combine { pass: p, .. } => format!("combine {}", pass(p)),
-        Instruction::FoldLeaf { .. } => "fold_leaf".into(),
-        Instruction::ReduceBucket { .. } => "reduce_bucket".into(),
-        Instruction::GatherBucket { .. } => "gather_bucket".into(),
-        Instruction::GradNorm => "grad_norm".into(),
-        Instruction::UpdateShard { .. } => "update_shard".into(),
-        Instruction::UpdateBias => "update_bias".into(),
+    match act {
+        Act::Run(task) => match task {
+            Task::Forward { segment, .. } => format!("{} forward", family(segment)),
+            Task::Loss { .. } => "head forward".into(),
+            Task::Backward { segment, .. } => format!("{} backward", family(segment)),
+            Task::Weight { segment, .. } => format!("{} weight", family(segment)),
+            Task::FoldLeaf { .. } => "fold_leaf".into(),
+            Task::MergeSources { .. } => "merge_sources".into(),
+            Task::GradNorm => "grad_norm".into(),
+            Task::UpdateShard { .. } => "update_shard".into(),
+            Task::UpdateBias => "update_bias".into(),
+        },
+        Act::Start(Transfer::Rows { exchange: Exchange::Dispatch(_), pass: p, .. }) => {
+            format!("dispatch {}", pass(p))
+        }
+        Act::Start(Transfer::Rows { exchange: Exchange::Combine(_), pass: p, .. }) => {
+            format!("combine {}", pass(p))
+        }
+        Act::Start(Transfer::Reduce { .. }) => "reduce_bucket".into(),
+        Act::Start(Transfer::Gather { .. }) => "gather_bucket".into(),
     }
 }
 

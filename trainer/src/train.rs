@@ -11,7 +11,7 @@ use crate::metrics::Began;
 use crate::ranks::{Place, Ranks};
 use crate::saves::Saves;
 use crate::step_metrics::StepMetrics;
-use crate::trace::{Clock, Lane, TraceFile};
+use crate::trace::{Awaited, Clock, TraceFile, Track};
 use crate::{load, machine, sampling};
 use anyhow::{Context, Result, bail, ensure};
 use lampyris_checkpoint::disk::{RealDisk, regular};
@@ -121,7 +121,7 @@ pub fn run(options: &Options, plan: &TrainPlan, link: &mut Link) -> Result<End> 
     let run = Run::open(Arc::new(RealDisk), &options.run_dir)?;
     let ranks = meet(options, plan, link)?;
     let mut trainer = Trainer::load(options, plan, &dataset, (run, ranks), device, link)?;
-    let ended = trainer.run();
+    let ended = trainer.steps().and_then(|end| trainer.finish(end));
     if let Err(error) = &ended {
         // Those who wait for this rank hear why at once.
         trainer.rank.ranks.abort(&format!("{error:#}"));
@@ -240,14 +240,6 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn run(&mut self) -> Result<End> {
-        let end = self.steps()?;
-        if end == End::Finished {
-            self.finish()?;
-        }
-        Ok(end)
-    }
-
     /// Steps until the plan's tokens are consumed, a suspend is asked for, or the deadline passes.
     fn steps(&mut self) -> Result<End> {
         while self.rank.state.progress.step < self.total_steps {
@@ -288,7 +280,7 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let micro_batch = self.plan.batch.micro_batch;
         let batches = self.batches.step(before, sequences, micro_batch, &self.rank.ranks);
-        self.clock.span(Lane::Data, "batches", started);
+        self.clock.span(Track::Data, "batches", started);
         batches
     }
 
@@ -306,14 +298,10 @@ impl<'a> Trainer<'a> {
             i64::try_from(valid)?,
         ];
         let (ranks, now) = (&self.rank.ranks, Instant::now());
-        self.clock.wait(
-            (Lane::Optimizer, || "agreement".to_string()),
-            now,
-            || -> Result<(Instant, ())> {
-                ranks.sum_integers(&mut sums)?;
-                Ok((Instant::now(), ()))
-            },
-        )?;
+        self.clock.wait(Awaited::Agreement, now, || -> Result<(Instant, ())> {
+            ranks.sum_integers(&mut sums)?;
+            Ok((Instant::now(), ()))
+        })?;
         let [suspend, stay_stopped, deadline, due, in_flight, valid] = sums;
         Ok(Agreed {
             suspend: (suspend > 0).then_some(stay_stopped > 0),
@@ -356,7 +344,7 @@ impl<'a> Trainer<'a> {
     fn program(&mut self, micro_batches: usize) -> Program {
         match self.program.take() {
             Some(program) if program.micro_batches == micro_batches => program,
-            _ => self.rank.program(self.plan, micro_batches),
+            _ => self.rank.share.program_of(micro_batches),
         }
     }
 
@@ -401,14 +389,19 @@ impl<'a> Trainer<'a> {
         let rows = self.plan.batch.micro_batch;
         let link = &mut self.link;
         let mut last = Instant::now();
-        let result =
-            eval::evaluate(&self.rank.reader()?, &windows, rows, self.device, |done, total| {
+        let result = eval::evaluate(
+            &mut self.rank.reader()?,
+            &windows,
+            rows,
+            self.device,
+            |done, total| {
                 if last.elapsed().as_secs_f64() > 0.5 {
                     last = Instant::now();
                     let what = "evaluating".to_string();
                     link.send(Body::Operation(rank::Operation { what, done, total }));
                 }
-            })?;
+            },
+        )?;
         let step = self.rank.state.progress.step;
         if let Some(metrics) = &mut self.metrics {
             metrics.evaluation(step, &result)?;
@@ -434,8 +427,12 @@ impl<'a> Trainer<'a> {
         Ok(End::Suspended { stay_stopped })
     }
 
-    /// Final checkpoint first: an evaluation must not be able to lose the weights.
-    fn finish(&mut self) -> Result<()> {
+    /// What follows the last step, unless training ended before it. Final checkpoint first: an evaluation must not be able to
+    /// lose the weights.
+    fn finish(&mut self, end: End) -> Result<End> {
+        if end != End::Finished {
+            return Ok(end);
+        }
         if self.plan.checkpoint.at_end {
             self.saves.now(&self.rank, self.link)?;
         }
@@ -454,7 +451,7 @@ impl<'a> Trainer<'a> {
             tokens: progress.tokens,
             train_s: self.train_s,
         }));
-        Ok(())
+        Ok(End::Finished)
     }
 
     /// Text for a person to look at: training has ended well, whatever becomes of it.
@@ -465,7 +462,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let tokenizer = self.dataset.tokenizer();
-        let written = sampling::sample(self.plan, tokenizer, &self.rank.reader()?, self.device);
+        let written = sampling::sample(self.plan, tokenizer, &mut self.rank.reader()?, self.device);
         let said = match written {
             Ok(None) => return Ok(()),
             Ok(Some(text)) => {

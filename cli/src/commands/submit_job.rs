@@ -14,7 +14,7 @@ use lampyris_comm::Secret;
 use lampyris_data::Dataset;
 use lampyris_plan::memory::{RankMemory, checkpoint_bytes};
 use lampyris_plan::validate::{check_trainable, validate};
-use lampyris_plan::{Inventory, TrainPlan};
+use lampyris_plan::{Shares, TrainPlan};
 use lampyris_proto::v1;
 use std::fs;
 use std::path::Path;
@@ -185,8 +185,8 @@ impl Prepared {
     }
 
     fn run_spec(&self) -> Result<v1::RunSpec, CliError> {
-        let inventory = Inventory::of(&self.plan);
-        let rank = RankMemory::of(&self.plan, &inventory, self.plan.batch.reduction);
+        let shares = Shares::of(&self.plan);
+        let rank = RankMemory::of(&self.plan, &shares, self.plan.batch.reduction);
         let ranks = self.layout.ranks_per_node as u64;
         Ok(v1::RunSpec {
             run_dir: absolute(self.run.path()),
@@ -195,7 +195,7 @@ impl Prepared {
             attempt_base: self.run.checkpoints()?.newest_claim()?.0,
             build_id: rank_program::build_id(),
             memory_bytes: rank.total() * ranks,
-            disk_bytes: checkpoint_bytes(&inventory),
+            disk_bytes: checkpoint_bytes(shares.inventory()),
         })
     }
 }

@@ -5,11 +5,8 @@ use crate::error::CliError;
 use crate::run_dir::RunDir;
 use crate::screen;
 use crate::trace_summary::{RankTrace, table};
-use lampyris_plan::buckets::Buckets;
-use lampyris_plan::program::{self, Shape};
-use lampyris_plan::segments::Graph;
-use lampyris_plan::timeline::{self, Bound};
-use lampyris_plan::{Inventory, Mesh, TrainPlan};
+use lampyris_plan::Shares;
+use lampyris_plan::timeline;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -29,11 +26,14 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<u8, CliError> {
     let Command::Summary { run, json } = command;
     let run = RunDir::open(&run)?;
-    let (folder, plan) = (run.path().join("traces"), run.plan()?);
+    let (folder, shares) = (run.path().join("traces"), Shares::of(&run.plan()?));
     let mut ranks = Vec::new();
     for (rank, path) in newest(&folder)? {
         let mut trace = read(rank, &path)?;
-        trace.bound = Some(bound(&plan, &trace));
+        if trace.names_acts() {
+            let share = shares.rank(rank);
+            trace.bound = Some(timeline::bound(share.program(), |act| trace.cost(act)));
+        }
         ranks.push(trace);
     }
     match json {
@@ -41,24 +41,6 @@ pub(crate) fn run(command: Command) -> Result<u8, CliError> {
         false => screen::say(table(&ranks)),
     }
     Ok(0)
-}
-
-/// The critical path of the rank's program, with the times of its trace.
-fn bound(plan: &TrainPlan, trace: &RankTrace) -> Bound {
-    let (graph, inventory) = (Graph::new(&plan.model), Inventory::of(plan));
-    let mesh = Mesh::new(&plan.parallel);
-    let index = mesh.expert_index(trace.rank);
-    let bytes = plan.parallel.bucket_bytes;
-    let buckets = Buckets::new(&inventory, bytes, |id| mesh.holds(index, &inventory, id));
-    let shape = Shape {
-        micro_batches: plan.micro_batches() / plan.parallel.data,
-        leaves: plan.leaves_per_rank(),
-        mesh,
-        sharded: plan.parallel.zero > 0,
-    };
-    let make = if plan.parallel.overlap { program::overlapped } else { program::sequential };
-    let program = make(&graph, &inventory, &buckets, &shape);
-    timeline::bound(&program, (&graph, &inventory, &buckets), |i| trace.cost(i))
 }
 
 /// The traces of the newest attempt that has any, by rank.

@@ -103,7 +103,8 @@ mod tests {
     /// Both sides of [`FLASH_FROM`], shared and own key heads, values narrower and wider than keys.
     #[test]
     fn short_and_long_sequences_equal_masked_softmax() {
-        let network = Network::new(&llama(), 1, Device::Cpu).unwrap();
+        let inventory = lampyris_plan::Inventory::new(&llama()).into();
+        let network = Network::new(&llama(), inventory, 1, Device::Cpu).unwrap();
         let (weights, sink) = (Weights { views: Vec::new() }, Sink::new());
         for (length, heads, kv_heads, d, d_v) in [
             (FLASH_FROM - 1, 4, 2, 8, 8),

@@ -2,7 +2,7 @@
 //! without programs, buckets or leaves.
 
 use crate::{MicroBatch, Network, Routing, Weights, head};
-use lampyris_plan::segments::{Operation, Segment, Slot};
+use lampyris_plan::segments::{Exchange, Operation, Segment, Slot};
 use lampyris_torch::{Sink, WeightGradient, grad};
 use std::collections::{BTreeMap, HashMap};
 use tch::{Kind, Tensor};
@@ -109,13 +109,13 @@ impl Run<'_> {
                 return;
             }
             Operation::Segment(segment) => self.segment(segment),
-            Operation::Dispatch(layer) => {
+            Operation::Exchange(Exchange::Dispatch(layer)) => {
                 let inputs = self.reads(operation);
                 let (rows, weights) =
                     self.out.routings[&layer].dispatch(&inputs[0], &inputs[1]).unwrap();
                 vec![rows, weights]
             }
-            Operation::Combine(layer) => {
+            Operation::Exchange(Exchange::Combine(layer)) => {
                 vec![self.out.routings[&layer].combine(&self.reads(operation)[0]).unwrap()]
             }
         };
@@ -175,14 +175,14 @@ impl Run<'_> {
         let found = match operation {
             Operation::Segment(Segment::Head(_)) => return,
             Operation::Segment(segment) => self.segment_backward(segment, balance_scale),
-            Operation::Dispatch(layer) => {
+            Operation::Exchange(Exchange::Dispatch(layer)) => {
                 let rows = &self.slot_gradients[&Slot::Rows(layer)];
                 let weights = &self.slot_gradients[&Slot::RowWeights(layer)];
                 let routing = &self.out.routings[&layer];
                 let (tokens, weights) = routing.dispatch_backward(rows, weights).unwrap();
                 vec![Some(tokens), Some(weights)]
             }
-            Operation::Combine(layer) => {
+            Operation::Exchange(Exchange::Combine(layer)) => {
                 let tokens = &self.slot_gradients[&Slot::Routed(layer)];
                 vec![Some(self.out.routings[&layer].combine_backward(tokens).unwrap())]
             }

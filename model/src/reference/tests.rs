@@ -4,6 +4,7 @@ use super::driver::{self, Driver};
 use super::twin::{self, Choices, Twin};
 use super::*;
 use crate::{MicroBatch, Network};
+use lampyris_plan::Inventory;
 use lampyris_plan::model_spec::Yarn;
 use lampyris_plan::segments::Slot;
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ impl Setting {
         let mtp = 0.3 / spec.mtp_layers.max(1) as f64;
         let weigh = |k| if k == 0 { 1.0 } else { mtp };
         Setting {
-            weights: random_weights(&Network::new(&spec, 1, Device::Cpu).unwrap().inventory, seed),
+            weights: random_weights(&Inventory::new(&spec), seed),
             biases: random_biases(&spec, seed + 1),
             loss_scales: (0..depths).map(|k| weigh(k) / tokens).collect(),
             balance_scale: 1.0 / windows.len() as f64,
@@ -65,7 +66,8 @@ impl Setting {
     }
 
     fn driver(&self, compute: Kind, pad: usize) -> Driver {
-        let network = Network::new(&self.spec, LENGTH + 4, Device::Cpu).unwrap();
+        let inventory = Inventory::new(&self.spec).into();
+        let network = Network::new(&self.spec, inventory, LENGTH + 4, Device::Cpu).unwrap();
         Driver::new(network, &self.weights, self.biases.clone(), compute, pad)
     }
 

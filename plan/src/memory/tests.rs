@@ -3,7 +3,7 @@ use crate::fixture;
 use crate::train_plan::MuonPlan;
 
 fn memory(plan: &TrainPlan, reduction: Reduction) -> RankMemory {
-    RankMemory::of(plan, &Inventory::new(&plan.model), reduction)
+    RankMemory::of(plan, &Shares::of(plan), reduction)
 }
 
 fn elements(plan: &TrainPlan, keep: impl Fn(&crate::Parameter) -> bool) -> u64 {
@@ -58,7 +58,7 @@ fn muon_keeps_one_moment() {
     let adamw = memory(&plan, Reduction::Canonical);
     plan.optimizer.muon = Some(MuonPlan { momentum: 0.95 });
     let inventory = Inventory::of(&plan);
-    let of = |plan: &TrainPlan| RankMemory::of(plan, &inventory, Reduction::Canonical);
+    let of = |plan: &TrainPlan| RankMemory::of(plan, &Shares::of(plan), Reduction::Canonical);
     let muon = inventory.parameters.iter().filter(|p| p.optimizer == Optimizer::Muon);
     let matrices: u64 = muon.map(|p| p.elements() as u64).sum();
     assert!(matrices > elements(&plan, |_| true) / 2);
@@ -80,6 +80,7 @@ fn activations_grow_with_the_micro_batch() {
     let mut plan = fixture::plan();
     let one = memory(&plan, Reduction::Canonical).activations;
     plan.batch.micro_batch *= 3;
+    plan.batch.global_batch *= 3;
     assert_eq!(memory(&plan, Reduction::Canonical).activations, 3 * one);
     plan.compute = Compute::Fp32;
     assert!(memory(&plan, Reduction::Canonical).activations > 5 * one);

@@ -16,38 +16,22 @@
 //! Bits are those of the sequential program: to every parameter, contributions come in the order of micro-batches. Heads
 //! make weight gradients in their forward pass, so they run with the backward pass that follows them.
 
-use super::{
-    Folds, Instruction, Program, Shape, backward, forward, has_weights, sequential, update,
-};
-use crate::buckets::Buckets;
-use crate::inventory::Inventory;
-use crate::segments::{Graph, Operation, Segment};
-use std::collections::VecDeque;
+use super::{Act, StepShape, Task, Transfer};
+use crate::segments::{Graph, Operation, Pass, Segment, Slot};
+use std::collections::{HashSet, VecDeque};
 
-/// The overlapped program of a rank; the sequential one if the network exchanges no rows.
-///
-/// # Panics
-/// If the leaves are no power of two or do not divide the micro-batches; `validate` refuses such plans.
-pub fn overlapped(
-    graph: &Graph,
-    inventory: &Inventory,
-    buckets: &Buckets,
-    shape: &Shape,
-) -> Program {
-    if !graph.forward().iter().any(is_exchange) {
-        return sequential(graph, inventory, buckets, shape);
-    }
-    let folds = Folds::new(&backward_stream(graph, 0), (graph, inventory), buckets, shape);
+/// Forward and backward passes of a step, in turns. The network exchanges rows.
+pub(super) fn order(shape: &StepShape) -> Vec<Act> {
+    let graph = &*shape.graph;
     let is_head = |op: &Operation| matches!(op, Operation::Segment(Segment::Head(_)));
     let (heads, body): (Vec<_>, Vec<_>) = graph.forward().into_iter().partition(is_head);
-    let forward_of = |micro| body.iter().map(move |op| forward(micro, *op));
-    let first = forward_of(0).collect();
+    let forward_of = |micro| body.iter().map(move |op| shape.forward(micro, *op));
+    let mut acts: Vec<Act> = forward_of(0).collect();
     let forwards = (1..shape.micro_batches).flat_map(forward_of).collect();
     let (mut backwards, mut carried) = (Vec::new(), Vec::new());
     for micro in 0..shape.micro_batches {
-        backwards.extend(shape.begins_leaf(micro));
-        backwards.extend(heads.iter().map(|op| forward(micro, *op)));
-        let mut stream = folds.after(backward_stream(graph, micro), micro);
+        backwards.extend(heads.iter().map(|op| shape.forward(micro, *op)));
+        let mut stream = backward_stream(shape, micro);
         let first = stream.iter().position(starts_exchange).expect("there are exchanges");
         stream.splice(first + 1..first + 1, carried.drain(..));
         if (micro + 1) % shape.run() != 0 {
@@ -55,84 +39,82 @@ pub fn overlapped(
         }
         backwards.extend(stream);
     }
-    let mut instructions: Vec<Instruction> = first;
     let (mut forwards, mut backwards) = (turns(graph, forwards), turns(graph, backwards));
     while !backwards.is_empty() {
         for stream in [&mut forwards, &mut backwards] {
-            instructions.extend(stream.pop_front().into_iter().flatten());
+            acts.extend(stream.pop_front().into_iter().flatten());
         }
     }
-    update(graph, inventory, buckets, shape, &mut instructions);
-    Program::new(instructions, shape)
-}
-
-fn is_exchange(operation: &Operation) -> bool {
-    !matches!(operation, Operation::Segment(_))
+    acts
 }
 
 /// A micro-batch's backward pass. The shared expert computes under the flight of the routed rows' gradients to the
 /// experts; weight gradients follow the start of the next exchange.
-fn backward_stream(graph: &Graph, micro: usize) -> Vec<Instruction> {
+fn backward_stream(shape: &StepShape, micro: usize) -> Vec<Act> {
+    let is_exchange = |operation: &Operation| matches!(operation, Operation::Exchange(_));
+    let is_shared = |op: &Operation| matches!(op, Operation::Segment(Segment::Shared(_)));
     let mut out = Vec::new();
-    let mut order: Vec<Operation> = graph.forward().into_iter().rev().collect();
+    let mut order: Vec<Operation> = shape.graph.forward().into_iter().rev().collect();
     for i in 1..order.len() {
-        if matches!(order[i], Operation::Segment(Segment::Shared(_))) {
+        if is_shared(&order[i]) {
             order.swap(i - 1, i);
         }
     }
     let last_exchange = order.iter().rposition(is_exchange);
     let mut later = Vec::new();
     for (at, operation) in order.into_iter().enumerate() {
-        out.push(backward(micro, operation));
-        if let Operation::Segment(segment) = operation
-            && has_weights(segment)
-        {
-            later.push(Instruction::Weight { micro, segment });
-        }
+        out.extend(shape.backward(micro, operation));
+        later.extend(shape.weight(micro, operation));
         // The shared expert computes under a flight already; behind the last exchange there is none to wait for.
-        let shared = matches!(operation, Operation::Segment(Segment::Shared(_)));
-        if shared || is_exchange(&operation) || Some(at) > last_exchange {
+        if is_shared(&operation) || is_exchange(&operation) || Some(at) > last_exchange {
             out.append(&mut later);
         }
     }
     out
 }
 
-fn starts_exchange(instruction: &Instruction) -> bool {
-    matches!(instruction, Instruction::Dispatch { .. } | Instruction::Combine { .. })
+fn starts_exchange(act: &Act) -> bool {
+    matches!(act, Act::Start(Transfer::Rows { .. }))
 }
 
 /// Weight gradients of the segments behind a backward pass's last exchange, for which the next one's first exchange need
 /// not wait. Those of the embedding stay: their places in its sum are between those of the heads.
-fn take_weights_of_the_end(stream: &mut Vec<Instruction>) -> Vec<Instruction> {
+fn take_weights_of_the_end(stream: &mut Vec<Act>) -> Vec<Act> {
     let last = stream.iter().rposition(starts_exchange).map_or(0, |at| at + 1);
-    let behind = |i: &Instruction| match *i {
-        Instruction::Backward { segment, .. } => Some(segment),
+    let behind = |act: &Act| match *act {
+        Act::Run(Task::Backward { segment, .. }) => Some(segment),
         _ => None,
     };
     let segments: Vec<Segment> = stream[last..].iter().filter_map(behind).collect();
-    let goes = |i: &mut Instruction| match *i {
-        Instruction::Weight { segment: Segment::Embed | Segment::MtpInput(_), .. } => false,
-        Instruction::Weight { segment, .. } => segments.contains(&segment),
+    let goes = |act: &mut Act| match *act {
+        Act::Run(Task::Weight { segment, .. }) => {
+            !matches!(segment, Segment::Embed | Segment::MtpInput(_)) && segments.contains(&segment)
+        }
         _ => false,
     };
     stream.extract_if(last.., goes).collect()
 }
 
-/// A stream cut in front of every instruction that needs rows which may still be under way.
-fn turns(graph: &Graph, stream: Vec<Instruction>) -> VecDeque<Vec<Instruction>> {
-    let needs_rows = |i: &Instruction| match *i {
-        Instruction::Forward { segment: Segment::Experts(_) | Segment::Merge(_), .. }
-        | Instruction::Backward { segment: Segment::Experts(_), .. } => true,
-        Instruction::Backward { segment: Segment::Attention(layer), .. } => graph.exchanges(layer),
-        _ => false,
-    };
+/// A stream cut in front of every act that takes rows which may still be under way.
+fn turns(graph: &Graph, stream: Vec<Act>) -> VecDeque<Vec<Act>> {
+    let mut takes_rows: HashSet<(Operation, Pass)> = HashSet::new();
+    let operations = graph.forward();
+    for pass in [Pass::Forward, Pass::Backward] {
+        let exchanges = operations.iter().filter(|op| matches!(op, Operation::Exchange(_)));
+        let brought = |exchange: &Operation| match pass {
+            Pass::Forward => graph.writes(*exchange),
+            Pass::Backward => graph.reads(*exchange),
+        };
+        let brought: HashSet<Slot> = exchanges.flat_map(brought).collect();
+        let takes = |op: &&Operation| graph.takes(**op, pass).iter().any(|s| brought.contains(s));
+        takes_rows.extend(operations.iter().filter(takes).map(|op| (*op, pass)));
+    }
     let mut turns = VecDeque::from([Vec::new()]);
-    for instruction in stream {
-        if needs_rows(&instruction) {
+    for act in stream {
+        if act.operation().is_some_and(|(_, op, pass)| takes_rows.contains(&(op, pass))) {
             turns.push_back(Vec::new());
         }
-        turns.back_mut().expect("never empty").push(instruction);
+        turns.back_mut().expect("never empty").push(act);
     }
     turns
 }

@@ -1,8 +1,10 @@
 use super::*;
+use crate::fixture;
 use crate::model_spec::*;
-use std::collections::HashMap;
+use crate::share::Shares;
+use crate::train_plan::TrainPlan;
 
-fn spec() -> ModelSpec {
+pub(super) fn spec() -> ModelSpec {
     ModelSpec {
         vocab_size: 32,
         hidden: 16,
@@ -38,7 +40,7 @@ fn spec() -> ModelSpec {
     }
 }
 
-/// The tree that the instructions `BeginLeaf` and `FoldLeaf` build, as text.
+/// The tree that the folds build, as text.
 fn folded(leaves: usize) -> String {
     let mut accumulators = vec![String::new(); leaves.ilog2() as usize + 1];
     for leaf in 0..leaves {
@@ -72,39 +74,27 @@ fn every_slot_is_written_before_it_is_read() {
     }
 }
 
-#[test]
-fn each_bucket_folds_once_per_leaf_after_its_last_contribution() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 4096, |_| true);
-    assert!(buckets.buckets.len() > 4);
-    let program = sequential(&graph, &inventory, &buckets, &Shape::one_rank(4, 2));
-    for bucket in &buckets.buckets {
-        let folds = |i: &&Instruction| matches!(i, Instruction::FoldLeaf { bucket: b, .. } if *b == bucket.id);
-        assert_eq!(program.instructions.iter().filter(folds).count(), 2);
-        let at = program.instructions.iter().rposition(|i| folds(&i)).expect("folds");
-        for placement in &bucket.placements {
-            let segment = owner(&inventory, &graph, placement.parameter);
-            let later = &program.instructions[at..];
-            assert!(!later.contains(&Instruction::Weight { micro: 3, segment }), "{segment}");
-        }
-    }
+/// The network on ranks, each with this many micro-batches of one leaf or several.
+pub(super) fn plan(data: usize, expert: usize, zero: usize, micro_batches: usize) -> TrainPlan {
+    let mut plan = fixture::plan();
+    plan.model = spec();
+    (plan.parallel.data, plan.parallel.expert, plan.parallel.zero) = (data, expert, zero);
+    (plan.batch.micro_batch, plan.batch.global_batch) = (1, micro_batches * data);
+    plan
 }
 
-/// One instruction a line; every second micro-batch stands to the right.
-fn chart(program: &Program) -> String {
-    let line = |i: &Instruction| match i {
-        Instruction::Forward { micro, .. }
-        | Instruction::Backward { micro, .. }
-        | Instruction::Weight { micro, .. }
-        | Instruction::Dispatch { micro, .. }
-        | Instruction::Combine { micro, .. }
-            if micro % 2 == 1 =>
-        {
-            format!("{:36}{i}\n", "")
-        }
-        _ => format!("{i}\n"),
-    };
-    program.instructions.iter().map(line).collect()
+/// The step of one rank, with small buckets.
+pub(super) fn one_rank(micro_batches: usize, leaves: usize) -> StepShape {
+    let mut plan = plan(1, 1, 0, micro_batches);
+    (plan.batch.leaves, plan.parallel.bucket_bytes) = (leaves, 4096);
+    Shares::of(&plan).rank(0).step_shape(micro_batches)
+}
+
+/// The step of a rank of four that share experts in pairs and the optimizer's state, with one bucket of each kind.
+pub(super) fn sharded(micro_batches: usize) -> StepShape {
+    let mut plan = plan(4, 2, 1, micro_batches);
+    plan.batch.leaves = 4;
+    Shares::of(&plan).rank(1).step_shape(micro_batches)
 }
 
 fn golden(name: &str, text: &str) {
@@ -117,212 +107,194 @@ fn golden(name: &str, text: &str) {
 
 #[test]
 fn the_program_reads_like_the_paper() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 1 << 20, |_| true);
-    let plain = |program: Program| -> String {
-        program.instructions.iter().map(|i| format!("{i}\n")).collect()
+    let mut two_leaves = plan(1, 1, 0, 2);
+    two_leaves.batch.leaves = 2;
+    let shape = Shares::of(&two_leaves).rank(0).step_shape(2);
+    golden("sequential", &chart(&Program::sequential(&shape)));
+    golden("sharded", &chart(&Program::sequential(&sharded(1))));
+    golden("overlapped", &chart(&Program::overlapped(&sharded(3))));
+}
+
+/// What each instruction frees, of a network of one layer with experts.
+#[test]
+fn values_are_freed_after_their_last_use() {
+    let mut plan = plan(1, 1, 0, 1);
+    (plan.model.layers, plan.model.mtp_layers, plan.batch.leaves) = (1, 0, 1);
+    plan.model.moe.as_mut().expect("experts").first_dense_layers = 0;
+    let program = Program::sequential(&Shares::of(&plan).rank(0).step_shape(1));
+    let line = |instruction: &Instruction| {
+        let frees: Vec<String> = instruction.frees.iter().map(Value::to_string).collect();
+        let line = format!("{:<34}{}", instruction.act.to_string(), frees.join(", "));
+        format!("{}\n", line.trim_end())
     };
-    let one = Shape::one_rank(2, 2);
-    golden("sequential", &plain(sequential(&graph, &inventory, &buckets, &one)));
-    let mesh = Mesh { data: 4, expert: 2 };
-    let buckets = Buckets::new(&inventory, 1 << 20, |id| mesh.holds(1, &inventory, id));
-    let shape = Shape { micro_batches: 1, leaves: 1, mesh, sharded: true };
-    golden("sharded", &plain(sequential(&graph, &inventory, &buckets, &shape)));
-    let shape = Shape { micro_batches: 3, ..shape };
-    golden("overlapped", &chart(&overlapped(&graph, &inventory, &buckets, &shape)));
+    golden("frees", &program.instructions.iter().map(line).collect::<String>());
 }
 
 /// A bucket is reduced once, after its last fold, and gathered once, after its update; experts whose replicas are all
-/// on one rank are summed over their sources, but not gathered.
+/// on one rank are summed over their sources, but not over ranks, and not gathered.
 #[test]
 fn reductions_and_gathers_follow_the_mesh() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    for (data, expert, sharded) in [(2, 1, true), (4, 2, true), (4, 4, true), (4, 4, false)] {
-        let mesh = Mesh { data, expert };
-        let buckets = Buckets::new(&inventory, 4096, |id| mesh.holds(0, &inventory, id));
-        let shape = Shape { micro_batches: 2, leaves: 2, mesh, sharded };
-        for program in [sequential, overlapped] {
-            let program = program(&graph, &inventory, &buckets, &shape);
-            let all = |wanted: Instruction| -> Vec<usize> {
-                let at = program.instructions.iter().enumerate().filter(|(_, i)| **i == wanted);
+    for (data, expert, zero) in [(2, 1, 1), (4, 2, 1), (4, 4, 1), (4, 4, 0)] {
+        let mut plan = plan(data, expert, zero, 2);
+        (plan.batch.leaves, plan.parallel.bucket_bytes) = (2 * data, 4096);
+        let share = Shares::of(&plan).rank(0);
+        let shape = share.step_shape(2);
+        for program in [Program::sequential(&shape), Program::overlapped(&shape)] {
+            let all = |wanted: Act| -> Vec<usize> {
+                let at = program.acts().enumerate().filter(|(_, act)| *act == wanted);
                 at.map(|(at, _)| at).collect()
             };
-            for Bucket { id: bucket, group, .. } in &buckets.buckets {
-                let bucket = *bucket;
-                let reduced = all(Instruction::ReduceBucket { bucket });
-                assert_eq!(reduced.len(), 1);
-                assert!(reduced[0] > all(Instruction::FoldLeaf { bucket, leaf: 1 })[0]);
-                let gathered = all(Instruction::GatherBucket { bucket });
-                let alone = *group == Group::Expert && data == expert;
-                assert_eq!(gathered.len(), usize::from(sharded && !alone));
-                assert!(
-                    gathered.iter().all(|at| *at > all(Instruction::UpdateShard { bucket })[0])
-                );
+            for bucket in &share.buckets().buckets {
+                let (bucket, group) = (bucket.id, bucket.group);
+                let experts = group == crate::inventory::Group::Expert;
+                let alone = experts && data == expert;
+                let reduced = all(Act::Start(Transfer::Reduce { bucket }));
+                assert_eq!(reduced.len(), usize::from(!alone));
+                let merged = all(Act::Run(Task::MergeSources { bucket }));
+                assert_eq!(merged.len(), usize::from(experts && expert > 1));
+                let folded = all(Act::Run(Task::FoldLeaf { bucket, leaf: 1 }))[0];
+                assert!(merged.iter().chain(&reduced).all(|at| *at > folded));
+                let gathered = all(Act::Start(Transfer::Gather { bucket }));
+                assert_eq!(gathered.len(), usize::from(zero == 1 && !alone));
+                let updated = all(Act::Run(Task::UpdateShard { bucket }))[0];
+                assert!(gathered.iter().all(|at| *at > updated));
             }
         }
     }
 }
 
-/// What an instruction adds to gradients: the micro-batch and the segment.
-fn contribution(instruction: &Instruction) -> Option<(usize, Segment)> {
-    match *instruction {
-        Instruction::Weight { micro, segment }
-        | Instruction::Forward { micro, segment: segment @ Segment::Head(_) } => {
-            Some((micro, segment))
-        }
-        _ => None,
-    }
-}
-
-/// Equal bits: every parameter but the embedding belongs to one segment, whose contributions come in the order of
-/// micro-batches; those to the embedding have their order; and each goes to its leaf.
+/// Both orders have the same acts.
 #[test]
-fn overlap_changes_no_sum() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 4096, |_| true);
+fn overlap_leaves_nothing_out() {
     for (micro_batches, leaves) in [(1, 1), (2, 1), (2, 2), (4, 2), (8, 8)] {
-        let shape = Shape::one_rank(micro_batches, leaves);
-        let plain = sequential(&graph, &inventory, &buckets, &shape);
-        let mixed = overlapped(&graph, &inventory, &buckets, &shape);
-        assert_eq!(plain.instructions.len(), mixed.instructions.len());
-        let mut open = None;
-        let mut folded = 0;
-        for instruction in &mixed.instructions {
-            match instruction {
-                Instruction::BeginLeaf { leaf } => {
-                    assert_eq!(folded, leaf * buckets.buckets.len(), "folds of the leaf before");
-                    open = Some(*leaf);
-                }
-                Instruction::FoldLeaf { leaf, .. } => {
-                    assert_eq!(open, Some(*leaf));
-                    folded += 1;
-                }
-                _ => {}
-            }
-            if let Some((micro, _)) = contribution(instruction) {
-                assert_eq!(open, Some(micro / (micro_batches / leaves)));
-            }
-        }
-        let embedding = |program: &Program| -> Vec<(usize, Segment)> {
-            let all = program.instructions.iter().filter_map(contribution);
-            let of =
-                |s: &Segment| matches!(s, Segment::Head(_) | Segment::MtpInput(_) | Segment::Embed);
-            all.filter(|(_, segment)| of(segment)).collect()
+        let shape = one_rank(micro_batches, leaves);
+        let sorted = |program: Program| {
+            let mut acts: Vec<Act> = program.acts().collect();
+            acts.sort_unstable();
+            acts
         };
-        assert_eq!(embedding(&plain), embedding(&mixed));
-        let mut next: HashMap<Segment, usize> = HashMap::new();
-        for (micro, segment) in mixed.instructions.iter().filter_map(contribution) {
-            let next = next.entry(segment).or_default();
-            assert_eq!(micro, *next, "{segment}");
-            *next += 1;
-        }
+        let plain = sorted(Program::sequential(&shape));
+        assert_eq!(plain, sorted(Program::overlapped(&shape)));
     }
 }
 
-/// Every instruction finds what it reads: values of its micro-batch's forward pass, gradients of all readers.
-#[test]
-fn programs_respect_the_graph() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 4096, |_| true);
-    let shape = Shape::one_rank(4, 2);
-    for program in [sequential, overlapped] {
-        let program = program(&graph, &inventory, &buckets, &shape);
-        let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
-        for instruction in &program.instructions {
-            let (micro, operation, pass) = match *instruction {
-                Instruction::Forward { micro, segment } => {
-                    (micro, Operation::Segment(segment), Pass::Forward)
-                }
-                Instruction::Backward { micro, segment } => {
-                    (micro, Operation::Segment(segment), Pass::Backward)
-                }
-                Instruction::Dispatch { micro, layer, pass } => {
-                    (micro, Operation::Dispatch(layer), pass)
-                }
-                Instruction::Combine { micro, layer, pass } => {
-                    (micro, Operation::Combine(layer), pass)
-                }
-                Instruction::Weight { micro, segment } => {
-                    assert!(backwards.contains(&(micro, Operation::Segment(segment))));
-                    continue;
-                }
-                _ => continue,
-            };
-            if pass == Pass::Forward {
-                for slot in graph.reads(operation) {
-                    let writer = |op: &Operation| graph.writes(*op).contains(&slot);
-                    let writer = graph.forward().into_iter().find(writer).expect("written");
-                    assert!(forwards.contains(&(micro, writer)), "{instruction}");
-                }
-                forwards.push((micro, operation));
-            } else {
-                assert!(forwards.contains(&(micro, operation)), "{instruction}");
-                for reader in graph.writes(operation).into_iter().flat_map(|s| graph.readers(s)) {
-                    assert!(backwards.contains(&(micro, reader)), "{instruction}");
-                }
-                backwards.push((micro, operation));
-            }
-        }
-        let all = graph.forward().len() * shape.micro_batches;
-        assert_eq!((forwards.len(), backwards.len()), (all, all));
-    }
-}
-
-/// Between the start of an exchange and the first instruction that needs it there is long computation: attention,
+/// Between the start of an exchange and the first instruction that waits for it there is long computation: attention,
 /// experts or a head of the other micro-batch, or the experts' weight gradients. Only the first micro-batch's forward and
 /// the last one's backward pass have no other beside them.
 #[test]
 fn every_exchange_flies_under_computation() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 1 << 20, |_| true);
-    let program = overlapped(&graph, &inventory, &buckets, &Shape::one_rank(4, 1));
+    let program = Program::overlapped(&one_rank(4, 1));
     let all = &program.instructions;
     for (at, instruction) in all.iter().enumerate() {
-        let (micro, pass, reader) = match *instruction {
-            Instruction::Dispatch { micro, layer, pass: pass @ Pass::Forward } => {
-                (micro, pass, Segment::Experts(layer))
-            }
-            Instruction::Dispatch { micro, layer, pass } => {
-                (micro, pass, Segment::Attention(layer))
-            }
-            Instruction::Combine { micro, layer, pass: pass @ Pass::Forward } => {
-                (micro, pass, Segment::Merge(layer))
-            }
-            Instruction::Combine { micro, layer, pass } => (micro, pass, Segment::Experts(layer)),
-            _ => continue,
+        let Act::Start(transfer @ Transfer::Rows { micro, pass, .. }) = instruction.act else {
+            continue;
         };
-        let (needs, alone) = match pass {
-            Pass::Forward => (Instruction::Forward { micro, segment: reader }, micro == 0),
-            Pass::Backward => (Instruction::Backward { micro, segment: reader }, micro == 3),
-        };
-        let until = all.iter().position(|i| *i == needs).expect("needed");
-        let long = |i: &Instruction| match i {
-            Instruction::Forward { micro: other, segment }
-            | Instruction::Backward { micro: other, segment } => {
-                *other != micro
-                    && matches!(
-                        segment,
-                        Segment::Attention(_) | Segment::Experts(_) | Segment::Head(_)
-                    )
+        let alone = if pass == Pass::Forward { micro == 0 } else { micro == 3 };
+        let until = all.iter().position(|i| i.needs.contains(&transfer)).expect("needed");
+        let long = |i: &Instruction| match i.act {
+            Act::Run(Task::Loss { micro: other, .. }) => other != micro,
+            Act::Run(
+                Task::Forward { micro: other, segment } | Task::Backward { micro: other, segment },
+            ) => {
+                let long = matches!(segment, Segment::Attention(_) | Segment::Experts(_));
+                other != micro && long
             }
-            Instruction::Weight { segment, .. } => matches!(segment, Segment::Experts(_)),
+            Act::Run(Task::Weight { segment, .. }) => matches!(segment, Segment::Experts(_)),
             _ => false,
         };
-        assert!(alone || all[at..until].iter().any(long), "{instruction}");
+        assert!(alone || all[at..until].iter().any(long), "{transfer}");
+    }
+}
+
+/// Folds of a leaf of a bucket begin only when their parameters are complete: the checker knows. Here: each bucket folds
+/// once per leaf, in order.
+#[test]
+fn each_bucket_folds_once_per_leaf() {
+    let shape = one_rank(4, 2);
+    assert!(shape.buckets.len() > 4);
+    for program in [Program::sequential(&shape), Program::overlapped(&shape)] {
+        for bucket in 0..shape.buckets.len() {
+            let fold = |act: Act| match act {
+                Act::Run(Task::FoldLeaf { bucket: b, leaf }) if b == bucket => Some(leaf),
+                _ => None,
+            };
+            assert_eq!(program.acts().filter_map(fold).collect::<Vec<_>>(), [0, 1]);
+        }
     }
 }
 
 #[test]
+fn a_forward_pass_ends_before_the_segment_that_is_named() {
+    let graph = Graph::new(&spec());
+    let whole = Program::forward(&graph, None);
+    let heads = graph.depths();
+    assert_eq!(whole.instructions.len(), graph.forward().len() - heads);
+    let main = Program::forward(&graph, Some(Segment::Head(0)));
+    let last = main.acts().last().expect("acts");
+    assert_eq!(last, Act::Run(Task::Forward { micro: 0, segment: Segment::FinalNorm }));
+    let kept = Value::Slot { micro: 0, slot: Slot::Final };
+    assert!(main.instructions.iter().all(|i| !i.frees.contains(&kept)));
+    check_forward(&main, &graph).expect("a program without mistakes");
+}
+
+#[test]
 fn every_parameter_has_a_reader_and_the_embedding_has_all_of_its() {
-    let (graph, inventory) = (Graph::new(&spec()), Inventory::new(&spec()));
-    let buckets = Buckets::new(&inventory, 1, |_| true);
-    for bucket in &buckets.buckets {
-        let segments = readers(bucket, &inventory, &graph);
-        let name = &inventory.parameters[bucket.placements[0].parameter].name;
-        match name.as_str() {
-            "embedding" => assert!(segments.len() > 1, "{segments:?}"),
-            "head" => assert_eq!(segments.len(), graph.depths()),
-            _ => assert_eq!(segments.len(), 1, "{name}"),
+    let (graph, inventory) = (Graph::new(&spec()), crate::Inventory::new(&spec()));
+    let forward = graph.forward();
+    for parameter in &inventory.parameters {
+        let segments = &parameter.segments;
+        let places: Vec<usize> = segments
+            .iter()
+            .map(|s| forward.iter().position(|op| *op == Operation::Segment(*s)).expect("in graph"))
+            .collect();
+        assert!(places.is_sorted(), "{} {segments:?}", parameter.name);
+        match parameter.kind {
+            crate::inventory::Kind::Embedding => assert_eq!(segments.len(), 2, "{segments:?}"),
+            crate::inventory::Kind::Head => assert_eq!(segments.len(), graph.depths()),
+            _ => assert_eq!(segments.len(), 1, "{}", parameter.name),
         }
     }
+    let tied = ModelSpec { tie_embeddings: true, ..spec() };
+    let embedding = &crate::Inventory::new(&tied).parameters[0].segments;
+    let wanted = [Segment::Embed, Segment::Head(0), Segment::MtpInput(2), Segment::Head(1)];
+    assert_eq!(*embedding, wanted);
+}
+
+/// Acts of different micro-batches that take the same time are the same.
+#[test]
+fn acts_are_alike_whatever_their_micro_batch() {
+    let program = Program::overlapped(&sharded(3));
+    let (first, last): (Vec<Act>, Vec<Act>) = {
+        let of = |micro| program.acts().filter(move |act| act.micro() == Some(micro));
+        (of(0).map(Act::alike).collect(), of(2).map(Act::alike).collect())
+    };
+    let sorted = |mut acts: Vec<Act>| {
+        acts.sort_unstable();
+        acts
+    };
+    assert_eq!(sorted(first), sorted(last));
+}
+
+/// The rank, the time bound, the chart and the peak of memory go through one program: an instruction that moves is seen by
+/// all of them.
+#[test]
+fn a_reordered_instruction_is_seen_by_every_machine() {
+    use crate::timeline::{Cost, bound};
+    let shape = sharded(3);
+    let program = Program::overlapped(&shape);
+    let experts = Act::Run(Task::Weight { micro: 0, segment: Segment::Experts(2), leaf: 0 });
+    let mut order: Vec<Act> = program.acts().collect();
+    let from = order.iter().position(|act| *act == experts).expect("in the program");
+    let act = order.remove(from);
+    let norm = order.iter().position(|act| *act == Act::Run(Task::MergeSources { bucket: 2 }));
+    order.insert(norm.expect("in the program") - 1, act);
+    let moved = depend(order, &shape.graph, &shape.buckets, shape.micro_batches);
+    assert_ne!(chart(&moved), chart(&program));
+    let cost = |act: Act| match act {
+        Act::Run(Task::Weight { .. }) => Cost { compute_s: 1.0, transfer_s: 0.0 },
+        Act::Start(_) => Cost { compute_s: 0.0, transfer_s: 1.0 },
+        Act::Run(_) => Cost::default(),
+    };
+    assert_ne!(bound(&moved, cost).step_s, bound(&program, cost).step_s);
+    assert!(matches!(check(&moved, &shape), Err(Mistake::OutOfOrder { .. })));
 }

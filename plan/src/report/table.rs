@@ -114,7 +114,7 @@ impl Report {
         };
         table.row("optimizer", &binary(memory.kinds.optimizer), moments)?;
         let estimate = match plan.parallel.overlap {
-            true => "two micro-batches, overlapped; an estimate",
+            true => "overlapped micro-batches; an estimate",
             false => "one micro-batch; an estimate",
         };
         table.row("activations", &binary(memory.kinds.activations), estimate)?;

@@ -1,29 +1,36 @@
 use super::*;
 use crate::fixture;
-use crate::mesh::Mesh;
-use crate::program::{Shape, overlapped, sequential};
+use crate::program::StepShape;
+use crate::share::Shares;
 
-/// A network with experts and its buckets on rank 0 of a layout of 4 ranks, 2 of them sharing experts.
-fn network() -> (Graph, Inventory, Buckets, Shape) {
-    let spec = fixture::plan().model;
-    let (graph, inventory) = (Graph::new(&spec), Inventory::new(&spec));
-    let mesh = Mesh { data: 4, expert: 2 };
-    let buckets = Buckets::new(&inventory, 64 << 10, |id| mesh.holds(0, &inventory, id));
-    assert!(buckets.buckets.len() > 3);
-    (graph, inventory, buckets, Shape { micro_batches: 8, leaves: 1, mesh, sharded: true })
+/// The step of rank 0 of 4, 2 of them sharing experts.
+fn shape() -> StepShape {
+    let mut plan = fixture::plan();
+    (plan.parallel.data, plan.parallel.expert, plan.parallel.zero) = (4, 2, 1);
+    (plan.batch.leaves, plan.parallel.bucket_bytes) = (4, 64 << 10);
+    let shape = Shares::of(&plan).rank(0).step_shape(8);
+    assert!(shape.buckets.len() > 3);
+    shape
 }
 
-fn exchanges(instruction: &Instruction) -> bool {
-    matches!(instruction, Instruction::Dispatch { .. } | Instruction::Combine { .. })
+fn exchanges(act: Act) -> bool {
+    matches!(act, Act::Start(Transfer::Rows { .. }))
+}
+
+/// Segments of one second; transfers for which `transfer_s` is not zero.
+fn segments(transfer_s: impl Fn(Act) -> f64) -> impl Fn(Act) -> Cost {
+    move |act| match act {
+        Act::Run(Task::Forward { .. } | Task::Loss { .. } | Task::Backward { .. }) => {
+            Cost { compute_s: 1.0, transfer_s: 0.0 }
+        }
+        _ => Cost { compute_s: 0.0, transfer_s: transfer_s(act) },
+    }
 }
 
 #[test]
 fn without_transfers_a_step_is_its_computation() {
-    let (graph, inventory, buckets, shape) = network();
-    for program in [sequential, overlapped] {
-        let program = program(&graph, &inventory, &buckets, &shape);
-        let one = |_: &Instruction| Cost { compute_s: 1.0, transfer_s: 0.0 };
-        let found = bound(&program, (&graph, &inventory, &buckets), one);
+    for program in [Program::sequential(&shape()), Program::overlapped(&shape())] {
+        let found = bound(&program, |_| Cost { compute_s: 1.0, transfer_s: 0.0 });
         let instructions = program.instructions.len() as f64;
         assert_eq!(found, Bound { step_s: instructions, compute_s: instructions, transfer_s: 0.0 });
         assert!((found.hidden() - 1.0).abs() < 1e-12);
@@ -32,29 +39,19 @@ fn without_transfers_a_step_is_its_computation() {
 
 #[test]
 fn without_computation_a_step_is_its_transfers() {
-    let (graph, inventory, buckets, shape) = network();
-    let program = sequential(&graph, &inventory, &buckets, &shape);
-    let rows =
-        |i: &Instruction| Cost { compute_s: 0.0, transfer_s: if exchanges(i) { 1.0 } else { 0.0 } };
-    let found = bound(&program, (&graph, &inventory, &buckets), rows);
-    let count = program.instructions.iter().filter(|i| exchanges(i)).count() as f64;
+    let program = Program::sequential(&shape());
+    let transfer_s = |act| if exchanges(act) { 1.0 } else { 0.0 };
+    let found = bound(&program, |act| Cost { compute_s: 0.0, transfer_s: transfer_s(act) });
+    let count = program.acts().filter(|act| exchanges(*act)).count() as f64;
     assert_eq!(found, Bound { step_s: count, compute_s: 0.0, transfer_s: count });
 }
 
-/// Segments of one second, exchanges of two: in turns with another micro-batch most of them disappear.
+/// Segments of one second, exchanges of one and a half: in turns with another micro-batch most of them disappear.
 #[test]
 fn overlap_hides_exchanges() {
-    let (graph, inventory, buckets, shape) = network();
-    let cost = |i: &Instruction| match i {
-        Instruction::Forward { .. } | Instruction::Backward { .. } => {
-            Cost { compute_s: 1.0, transfer_s: 0.0 }
-        }
-        _ if exchanges(i) => Cost { compute_s: 0.0, transfer_s: 1.5 },
-        _ => Cost::default(),
-    };
-    let of = |program: Program| bound(&program, (&graph, &inventory, &buckets), cost);
-    let off = of(sequential(&graph, &inventory, &buckets, &shape));
-    let on = of(overlapped(&graph, &inventory, &buckets, &shape));
+    let cost = segments(|act| if exchanges(act) { 1.5 } else { 0.0 });
+    let off = bound(&Program::sequential(&shape()), &cost);
+    let on = bound(&Program::overlapped(&shape()), &cost);
     assert_eq!((on.compute_s, on.transfer_s), (off.compute_s, off.transfer_s));
     assert!(on.hidden() > 0.8 && off.hidden() < 0.6, "{} {}", on.hidden(), off.hidden());
 }
@@ -63,16 +60,9 @@ fn overlap_hides_exchanges() {
 /// next forward pass.
 #[test]
 fn reductions_and_gathers_fly_under_segments() {
-    let (graph, inventory, buckets, shape) = network();
-    let program = sequential(&graph, &inventory, &buckets, &shape);
-    let cost = |i: &Instruction| match i {
-        Instruction::Forward { .. } | Instruction::Backward { .. } => {
-            Cost { compute_s: 1.0, transfer_s: 0.0 }
-        }
-        Instruction::ReduceBucket { .. } => Cost { compute_s: 0.0, transfer_s: 0.5 },
-        _ => Cost::default(),
-    };
-    let found = bound(&program, (&graph, &inventory, &buckets), cost);
+    let reduces = |act| matches!(act, Act::Start(Transfer::Reduce { .. }));
+    let cost = segments(move |act| if reduces(act) { 0.5 } else { 0.0 });
+    let found = bound(&Program::sequential(&shape()), cost);
     assert!(found.transfer_s >= 0.5 * 4.0);
     // Buckets that are complete at the same instruction queue up.
     assert!(found.step_s - found.compute_s <= 1.0, "{found:?}");

@@ -1,7 +1,9 @@
 //! A rank's trace in the trace event format of Chrome, which ui.perfetto.dev opens: one event a line, process = rank,
-//! thread = lane. `lampyris trace summary` reads it.
+//! thread = track. `lampyris trace summary` reads it; what an event is of stands in its arguments, as plan writes it.
 
-use super::Lane;
+use super::{Track, Wait, track};
+use lampyris_plan::program::Act;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Result, Write};
 use std::path::{Path, PathBuf};
@@ -41,8 +43,8 @@ impl TraceFile {
             out,
             "[\n{{\"ph\":\"M\",\"name\":\"process_name\",\"pid\":{rank},\"args\":{{\"name\":\"rank {rank}\"}}}}"
         )?;
-        for lane in Lane::ALL {
-            let (tid, name) = (lane as usize, lane.name());
+        for track in Track::ALL {
+            let (tid, name) = (track as usize, track.name());
             write!(
                 out,
                 ",\n{{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":{rank},\"tid\":{tid},\"args\":{{\"name\":\"{name}\"}}}}"
@@ -52,32 +54,59 @@ impl TraceFile {
     }
 
     /// Something that took from `started` to `ended`.
-    pub fn span(&mut self, lane: Lane, name: &str, started: Instant, ended: Instant) {
-        self.event((lane, lane.name()), name, started, ended);
+    pub fn span(&mut self, track: Track, name: &str, started: Instant, ended: Instant) {
+        let event = json!({ "name": name, "cat": track.name(), "tid": track as usize });
+        self.event(event, started, ended);
     }
 
-    /// A wait of the compute thread for what `lane` does.
-    pub fn wait(&mut self, lane: Lane, started: Instant, ended: Instant) {
-        self.event((Lane::Compute, "wait"), &format!("wait for {}", lane.name()), started, ended);
+    /// An instruction.
+    pub fn act(&mut self, act: Act, started: Instant, ended: Instant) {
+        let track = track(act);
+        let event = json!({
+            "name": act.to_string(),
+            "cat": track.name(),
+            "tid": track as usize,
+            "args": { "act": act },
+        });
+        self.event(event, started, ended);
     }
 
-    fn event(&mut self, (lane, category): (Lane, &str), name: &str, from: Instant, to: Instant) {
+    /// What the compute thread waited for, and its wait.
+    pub fn wait(&mut self, wait: &Wait) {
+        let track = wait.awaited.track();
+        let mut event = json!({
+            "name": wait.awaited.to_string(),
+            "cat": track.name(),
+            "tid": track as usize,
+        });
+        if let Some(transfer) = wait.transfer() {
+            event["args"] = json!({ "transfer": transfer });
+        }
+        self.event(event, wait.started, wait.done);
+        let event = json!({
+            "name": format!("wait for {}", track.name()),
+            "cat": "wait",
+            "tid": Track::Compute as usize,
+        });
+        self.event(event, wait.asked, wait.asked + wait.waited);
+    }
+
+    /// Writes what all events have beside their own.
+    fn event(&mut self, mut event: Value, from: Instant, to: Instant) {
         if self.failed || self.spans == MAX_SPANS {
             return;
         }
         self.spans += 1;
-        let since = |at: Instant| {
-            let (origin, now) = self.origin;
-            now + at.saturating_duration_since(origin).as_secs_f64() * 1e6
-        };
-        let (from, to) = (since(from), since(to));
-        let (rank, tid, took) = (self.rank, lane as usize, to - from);
-        let written = write!(
-            self.out,
-            ",\n{{\"ph\":\"X\",\"name\":\"{name}\",\"cat\":\"{category}\",\"pid\":{rank},\"tid\":{tid},\"ts\":{from:.1},\"dur\":{took:.1}}}"
-        );
+        let tenth = |us: f64| (us * 10.0).round() / 10.0;
+        let (origin, now) = self.origin;
+        let began = now + from.saturating_duration_since(origin).as_secs_f64() * 1e6;
+        let took = to.saturating_duration_since(from).as_secs_f64() * 1e6;
+        event["ph"] = json!("X");
+        event["pid"] = json!(self.rank);
+        event["ts"] = json!(tenth(began));
+        event["dur"] = json!(tenth(took));
         // A full disk ends the trace, not the training.
-        self.failed = written.is_err();
+        self.failed = write!(self.out, ",\n{event}").is_err();
     }
 }
 

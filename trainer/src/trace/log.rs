@@ -1,7 +1,7 @@
 //! A step in memory, instruction by instruction: what measurements sum up.
 
-use super::Lane;
-use lampyris_plan::program::Instruction;
+use super::Awaited;
+use lampyris_plan::program::{Act, Transfer};
 use std::time::{Duration, Instant};
 
 /// What happened since the log was made.
@@ -9,42 +9,50 @@ use std::time::{Duration, Instant};
 pub struct Log {
     /// Instructions in the order in which they ran.
     pub spans: Vec<Span>,
-    /// Transfers in the order in which they were waited for.
-    pub transfers: Vec<Transfer>,
+    /// Waits in the order in which they ended.
+    pub waits: Vec<Wait>,
 }
 
-/// One instruction.
+/// One instruction, waits and frees included.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
-    /// Which.
-    pub instruction: Instruction,
-    /// When it began.
+    /// What it did.
+    pub act: Act,
+    /// When the instruction before it had ended.
     pub started: Instant,
     /// When it had ended.
     pub ended: Instant,
 }
 
-/// One transfer, and the wait for it.
-#[derive(Debug, Clone)]
-pub struct Transfer {
-    /// Its kind.
-    pub lane: Lane,
-    /// Its instruction, without the micro-batch.
-    pub name: String,
-    /// When it began.
+/// A wait of the compute thread, and what it was for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// What it was for.
+    pub awaited: Awaited,
+    /// When that began.
     pub started: Instant,
-    /// When it was done.
+    /// When that was done.
     pub done: Instant,
-    /// When the compute thread began to wait for it.
+    /// When the compute thread began to wait.
     pub asked: Instant,
-    /// For how long.
+    /// For how long it waited.
     pub waited: Duration,
 }
 
+impl Wait {
+    /// The transfer that it was for, if it was for one.
+    pub fn transfer(&self) -> Option<Transfer> {
+        match self.awaited {
+            Awaited::Transfer(transfer) => Some(transfer),
+            Awaited::NormTable | Awaited::Agreement => None,
+        }
+    }
+}
+
 impl Log {
-    /// Time that the compute thread waited between two moments for transfers that `of` picks.
-    pub fn exposed(&self, within: (Instant, Instant), of: impl Fn(&Transfer) -> bool) -> Duration {
-        let inside = |t: &&Transfer| t.asked >= within.0 && t.asked < within.1 && of(t);
-        self.transfers.iter().filter(inside).map(|t| t.waited).sum()
+    /// Time that the compute thread waited between two moments, by waits that `of` picks.
+    pub fn exposed(&self, within: (Instant, Instant), of: impl Fn(&Wait) -> bool) -> Duration {
+        let inside = |t: &&Wait| t.asked >= within.0 && t.asked < within.1 && of(t);
+        self.waits.iter().filter(inside).map(|t| t.waited).sum()
     }
 }

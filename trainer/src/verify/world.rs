@@ -5,7 +5,6 @@ use crate::build::Rank;
 use crate::executor::StepInput;
 use crate::ranks::{Place, Ranks};
 use crate::sampling::uniform;
-use crate::state::intersection;
 use crate::trace::Clock;
 use crate::train::loss_scales;
 use anyhow::{Context, Result, anyhow};
@@ -13,6 +12,7 @@ use lampyris_comm::{Attempt, Secret, Server};
 use lampyris_model::MicroBatch;
 use lampyris_plan::TrainPlan;
 use lampyris_plan::inventory::ParameterId;
+use lampyris_plan::share::intersection;
 use lampyris_torch::dim;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -72,7 +72,7 @@ pub(crate) fn choices(plan: &TrainPlan) -> Result<Choices> {
     let mut rank = Rank::of_plan(&plan, Device::Cpu, Ranks::alone())?;
     rank.state.initialize(&rank.network.inventory, plan.seed);
     let input = input(&plan, &rank, 0)?;
-    let reader = rank.reader()?;
+    let mut reader = rank.reader()?;
     let of = |batch: &MicroBatch| Ok(reader.choices(batch)?);
     input.batches.iter().map(of).collect()
 }
@@ -147,7 +147,7 @@ fn train(
                 batch.choices.clone_from(choices);
             }
         }
-        let program = rank.program(plan, input.batches.len());
+        let program = rank.share.program_of(input.batches.len());
         let report = rank.executor(&plan.optimizer, &mut Clock::default()).run(&program, &input)?;
         let progress = &mut rank.state.progress;
         progress.step += 1;

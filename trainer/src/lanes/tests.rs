@@ -2,13 +2,15 @@
 //! of tokens and routing weights, weight gradients by source; bit for bit.
 
 use super::*;
+use crate::build::Rank;
 use lampyris_comm::{Communicator, Options as CommOptions};
-use lampyris_model::{MicroBatch, Network, Routing, Weights, parameter_and_source};
+use lampyris_model::{MicroBatch, Weights, parameter_and_source};
 use lampyris_plan::Inventory;
 use lampyris_plan::model_spec::{Attention, Gate, ModelSpec, Moe, Rope};
 use lampyris_plan::segments::Segment;
-use lampyris_torch::{Sink, WeightGradient};
+use lampyris_torch::{Sink, WeightGradient, dim};
 use std::collections::BTreeMap;
+use tch::{Device, Kind};
 
 const EXPERTS: usize = 8;
 const SLOTS: usize = 3;
@@ -97,14 +99,17 @@ struct Outcome {
 type Experts = BTreeMap<(usize, usize), Tensor>;
 
 /// Dispatch, experts, combine, forward and backward, of the micro-batch of `rank`.
-fn run(choice: Choice, rank: usize, kind: Kind, exchange: Option<&Exchange>) -> (Outcome, Experts) {
+fn run(choice: Choice, rank: usize, kind: Kind, lane: &mut dyn Lane) -> (Outcome, Experts) {
     let _no_grad = tch::no_grad_guard();
-    let network = Network::new(&spec(), 64, Device::Cpu).unwrap();
+    let compute = if kind == Kind::Float { Compute::Fp32 } else { Compute::Bf16 };
+    let Rank { network, state, ranks, .. } =
+        Rank::alone(&spec(), 64, compute, Device::Cpu).unwrap();
     let weights = weights(&network.inventory, kind);
     let mut sink = Sink::new();
     let t = dim(tokens(choice, rank));
     let seed = 100 * rank as u64;
-    let mut micro = Micro::new(&network.graph);
+    let mut micros = [Micro::new(&network.graph)];
+    let micro = &mut micros[0];
     let wide = Kind::Float;
     micro.write(
         Operation::Segment(Segment::Attention(LAYER)),
@@ -114,48 +119,40 @@ fn run(choice: Choice, rank: usize, kind: Kind, exchange: Option<&Exchange>) -> 
             values(seed + 2, &[t, dim(SLOTS)], wide),
         ],
     );
-    let spec = spec();
-    let moe = spec.moe.as_ref().unwrap();
-    let experts = chosen(choice, rank);
-    let compute = if kind == wide { Compute::Fp32 } else { Compute::Bf16 };
-    micro.set_routing(
-        LAYER,
-        match exchange {
-            Some(_) => Routing::remote(&experts, moe, Device::Cpu),
-            None => Routing::new(&experts, moe, row_padding(compute), Device::Cpu),
-        },
-    );
-    let mut clock = Clock::default();
-    let mut settle = |micro: &mut Micro, segment, pass| {
-        super::settle(micro, exchange, (Operation::Segment(segment), pass), &mut clock).unwrap();
+    micro.choose(LAYER, chosen(choice, rank));
+    let mut transfer = |micros: &mut [Micro], exchange, pass| {
+        let transfer = Transfer::Rows { micro: 0, exchange, pass };
+        let mut on = Values { micros, state: &state, network: &network, ranks: &ranks };
+        lane.start(transfer, &mut on).unwrap();
+        lane.wait(transfer, &mut on, &mut Clock::default()).unwrap();
     };
 
-    dispatch(&mut micro, exchange, LAYER, Pass::Forward).unwrap();
+    transfer(&mut micros, Exchange::Dispatch(LAYER), Pass::Forward);
+    let micro = &mut micros[0];
     let segment = Segment::Experts(LAYER);
-    settle(&mut micro, segment, Pass::Forward);
     let batch = MicroBatch::new(&[0, 1, 2], 2, 1, |_, _| true, Device::Cpu);
     let leaves = micro.leaves(Operation::Segment(segment));
     let mut ctx = network.context(&weights, &[], &batch, &sink);
-    ctx.blocks = micro.blocks(LAYER);
+    ctx.blocks = micro.route(LAYER).and_then(|route| route.blocks.as_ref());
     let out = tch::with_grad(|| network.forward(segment, &ctx, &leaves)).unwrap().slots;
     assert!(micro.record(segment, leaves, out).is_none());
-    combine(&mut micro, exchange, LAYER, Pass::Forward).unwrap();
+    transfer(&mut micros, Exchange::Combine(LAYER), Pass::Forward);
+    let micro = &mut micros[0];
     let merge = Segment::Merge(LAYER);
-    settle(&mut micro, merge, Pass::Forward);
     let routed = micro.read(Operation::Segment(merge)).pop().unwrap();
 
     let gradient = values(seed + 3, &[t, HIDDEN], kind);
     micro.contribute(Operation::Segment(merge), vec![None, Some(gradient)]);
-    combine(&mut micro, exchange, LAYER, Pass::Backward).unwrap();
-    settle(&mut micro, segment, Pass::Backward);
+    transfer(&mut micros, Exchange::Combine(LAYER), Pass::Backward);
+    let micro = &mut micros[0];
     let tape = micro.take_tape(segment);
     let (slot, output) = tape.outputs.into_iter().next().unwrap();
     let inputs: Vec<&Tensor> = tape.leaves.iter().collect();
     let rows = micro.gradient(slot).expect("combine gives it");
     let found = lampyris_torch::grad(&[output], &[rows], &inputs).unwrap();
     micro.contribute(Operation::Segment(segment), found);
-    dispatch(&mut micro, exchange, LAYER, Pass::Backward).unwrap();
-    settle(&mut micro, Segment::Attention(LAYER), Pass::Backward);
+    transfer(&mut micros, Exchange::Dispatch(LAYER), Pass::Backward);
+    let micro = &mut micros[0];
     let outcome = Outcome {
         routed,
         token_gradient: micro.gradient(Slot::Normed(LAYER)).unwrap(),
@@ -179,14 +176,20 @@ fn weights(inventory: &Inventory, kind: Kind) -> Weights {
     Weights { views: inventory.parameters.iter().map(view).collect() }
 }
 
+/// The same with all experts on one rank.
+fn alone(choice: Choice, rank: usize, kind: Kind) -> (Outcome, Experts) {
+    let compute = if kind == Kind::Float { Compute::Fp32 } else { Compute::Bf16 };
+    run(choice, rank, kind, &mut LocalRows::new(row_padding(compute)))
+}
+
 /// The same on `ranks` ranks that share the experts.
 fn shared(choice: Choice, ranks: usize, kind: Kind, seed: u64) -> Vec<(Outcome, Experts)> {
     let (world, _net) = Communicator::fakes(ranks, ranks, seed, &CommOptions::default()).unwrap();
     let compute = if kind == Kind::Float { Compute::Fp32 } else { Compute::Bf16 };
     let one = |(rank, comm): (usize, Communicator)| {
         std::thread::spawn(move || {
-            let exchange = Exchange::new(&comm.world(), EXPERTS, compute, true).unwrap();
-            run(choice, rank, kind, Some(&exchange))
+            let mut lane = ExpertRows::new(&comm.world(), EXPERTS, compute, true).unwrap();
+            run(choice, rank, kind, &mut lane)
         })
     };
     let threads: Vec<_> = world.into_iter().enumerate().map(one).collect();
@@ -197,7 +200,7 @@ fn shared(choice: Choice, ranks: usize, kind: Kind, seed: u64) -> Vec<(Outcome, 
 fn shared_experts_have_the_bits_of_one_rank() {
     for kind in [Kind::Float, Kind::BFloat16] {
         for choice in [Choice::Spread, Choice::First, Choice::OneToken] {
-            let alone: Vec<_> = (0..4).map(|rank| run(choice, rank, kind, None)).collect();
+            let alone: Vec<_> = (0..4).map(|rank| alone(choice, rank, kind)).collect();
             for ranks in [2, 4] {
                 let found = shared(choice, ranks, kind, ranks as u64);
                 let mut products = 0;
@@ -231,13 +234,13 @@ fn fast_mode_has_one_product_per_expert() {
     let (world, _net) = Communicator::fakes(2, 2, 3, &CommOptions::default()).unwrap();
     let one = |(rank, comm): (usize, Communicator)| {
         std::thread::spawn(move || {
-            let exchange = Exchange::new(&comm.world(), EXPERTS, Compute::Fp32, false).unwrap();
-            run(Choice::Spread, rank, Kind::Float, Some(&exchange))
+            let mut lane = ExpertRows::new(&comm.world(), EXPERTS, Compute::Fp32, false).unwrap();
+            run(Choice::Spread, rank, Kind::Float, &mut lane)
         })
     };
     let threads: Vec<_> = world.into_iter().enumerate().map(one).collect();
     let found: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    let alone: Vec<_> = (0..2).map(|rank| run(Choice::Spread, rank, Kind::Float, None)).collect();
+    let alone: Vec<_> = (0..2).map(|rank| alone(Choice::Spread, rank, Kind::Float)).collect();
     for (rank, (outcome, gradients)) in found.iter().enumerate() {
         assert_eq!(*outcome, alone[rank].0);
         for ((parameter, source), gradient) in gradients {

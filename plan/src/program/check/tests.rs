@@ -52,7 +52,7 @@ fn programs_without_mistakes_pass() {
     let program = Program::overlapped(&shape);
     assert_eq!(check(&program, &shape), Ok(()));
     let gathers = (0..shape.buckets.len()).map(|bucket| Transfer::Gather { bucket });
-    let mut carried = program.carried.clone();
+    let mut carried = program.carried;
     carried.sort_unstable();
     assert_eq!(carried, gathers.collect::<Vec<_>>());
 }

@@ -277,7 +277,7 @@ section! {
         expert: usize = default("1");
         /// ZeRO stage: 1 shards optimizer state and master weights over the data-parallel ranks.
         zero: usize = default("0");
-        /// Compute threads of a rank; 0 = all cores shared evenly.
+        /// Compute threads of a rank, at most its cores (and 8 under canonical reduction); 0 = all cores shared evenly.
         threads_per_rank: usize = default("0");
         /// Largest gradient bucket in bytes of fp32.
         bucket_bytes: usize = default("33554432");

@@ -21,11 +21,14 @@ fn desk() -> (Desk, PathBuf) {
 
 fn resume(desk: &Desk) -> Ended {
     let mut command = desk.command(&["resume", "run"]);
-    let output = command.env("FAKE_RANK", "ready from=4 steps=2 commit finish").output().unwrap();
+    let output = command
+        .env("FAKE_RANK", "ready from=4 steps=2 commit finish")
+        .output()
+        .expect("lampyris runs");
     Ended {
-        code: output.status.code().unwrap(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
+        code: output.status.code().expect("it exits"),
+        stdout: String::from_utf8(output.stdout).expect("text"),
+        stderr: String::from_utf8(output.stderr).expect("text"),
     }
 }
 
@@ -34,11 +37,11 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
             match path.is_dir() {
                 true => folders.push(path),
-                false => drop(files.insert(path.clone(), fs::read(&path).unwrap())),
+                false => drop(files.insert(path.clone(), fs::read(&path).expect("a file"))),
             }
         }
     }
@@ -46,9 +49,10 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn names(run: &Path) -> Vec<String> {
-    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let entries = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
     names.sort();
     names
 }

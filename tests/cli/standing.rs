@@ -117,7 +117,7 @@ fn one_broken_run_hides_no_other() {
         ("plan-folder", "a regular file is expected"),
         ("plan-pipe", "a regular file is expected"),
         ("status", "cannot read runs/status/status.json"),
-        ("status-pipe", "status.json: it is something else"),
+        ("status-pipe", "status.json: it is no regular file"),
         ("many", "99999999999 nodes"),
     ] {
         let row = row_of(name);

@@ -106,8 +106,8 @@ impl Event {
 fn newest(dir: &Path) -> io::Result<u64> {
     let mut newest = 0;
     for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let file = entry?.file_name();
+        let rest = file.to_str().and_then(|file| file.strip_prefix(PREFIX));
         let seconds = rest.and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
         newest = newest.max(seconds.map_or(0, u64::from));
     }

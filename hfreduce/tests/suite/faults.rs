@@ -4,6 +4,7 @@ use crate::bits::on_grid;
 use crate::tensors::{Breaking, Slow};
 use lampyris_comm::{DType, Error as CommError, Rank};
 use lampyris_hfreduce::{Error, HfReduce, Options, Reduction};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -63,6 +64,8 @@ fn an_abort_ends_reductions_in_flight() {
 #[test]
 fn a_device_that_breaks_ends_the_reduction_of_all_ranks() {
     for grid in [(1, 2), (2, 1), (2, 2)] {
+        // A rank that breaks before all have their bucket would end the making of those.
+        let all_have_one = Barrier::new(grid.0 * grid.1);
         on_grid(grid, 6, |comm, ranks| {
             let options = Options { chunk_bytes: 256, ..Options::default() };
             let reducer = HfReduce::new(comm, &ranks, &options).expect("a grid");
@@ -70,6 +73,7 @@ fn a_device_that_breaks_ends_the_reduction_of_all_ranks() {
             let tensor = Slow::new(DType::F32, 5000, 1);
             let device = Box::new(Breaking { tensor, good });
             let bucket = reducer.private_bucket(DType::F32, 5000, device).expect("memory");
+            all_have_one.wait();
             let ended = reducer.all_reduce(&bucket).and_then(Reduction::wait);
             let error = ended.expect_err("one device is broken");
             match &error {

@@ -28,90 +28,94 @@ fn the_fixture_is_valid_and_trainable() {
     assert_eq!(check_trainable(&fixture::plan()), Ok(()));
 }
 
+/// What breaks a plan.
+type Change = fn(&mut TrainPlan);
+
+/// A key, and a change that breaks the rule of that key alone.
+const CHANGES: &[(&str, Change)] = &[
+    ("schema", |p| p.schema = 99),
+    ("name", |p| p.name = "a/b".to_string()),
+    ("name", |p| p.name = String::new()),
+    ("model.vocab_size", |p| p.model.vocab_size = 0),
+    ("model.vocab_size", |p| p.model.vocab_size = 256),
+    ("model.hidden", |p| p.model.hidden = 1 << 40),
+    ("model.layers", |p| p.model.layers = 100_000),
+    ("model.mtp_layers", |p| p.model.mtp_layers = 9),
+    ("model.norm_eps", |p| p.model.norm_eps = 0.0),
+    ("model.init_std", |p| p.model.init_std = f64::NAN),
+    ("model.rope_theta", |p| p.model.rope.theta = 1.0),
+    ("model.ffn_hidden", |p| p.model.ffn_hidden = 0),
+    ("model.experts", |p| moe(p).experts = 1_000_000),
+    ("model.experts", |p| {
+        p.model.layers = 1_000;
+        moe(p).experts = 256;
+    }),
+    ("model.hidden", |p| {
+        p.model.hidden = 1 << 24;
+        p.model.vocab_size = 1 << 24;
+        p.model.ffn_hidden = 1 << 24;
+    }),
+    ("batch.sequence_length", |p| {
+        p.batch.sequence_length = 1 << 24;
+        p.model.attention = Attention::Gqa { heads: 1 << 10, kv_heads: 1, head_dim: 1 << 16 };
+    }),
+    ("model.experts_per_token", |p| moe(p).experts_per_token = 0),
+    ("model.experts_per_token", |p| moe(p).experts_per_token = 5),
+    ("model.shared_experts", |p| moe(p).shared_experts = 65),
+    ("model.groups", |p| moe(p).groups = 3),
+    ("model.groups", |p| moe(p).groups = 8),
+    ("model.groups_per_token", |p| moe(p).groups_per_token = 5),
+    ("model.first_dense_layers", |p| moe(p).first_dense_layers = 4),
+    ("model.routed_scale", |p| moe(p).routed_scale = 0.0),
+    ("model.bias_update_speed", |p| moe(p).bias_update_speed = -1.0),
+    ("model.balance_loss", |p| moe(p).balance_loss = f64::INFINITY),
+    ("data.validation_fraction", |p| {
+        p.data.validation = ValidationSplit::Hash { fraction: 1.0 };
+    }),
+    ("data.max_bytes", |p| p.data.max_bytes = Some(0)),
+    ("tokenizer.train_bytes", |p| {
+        p.tokenizer = TokenizerPlan::Bpe { vocab_size: 257, train_bytes: 0 };
+    }),
+    ("batch.sequence_length", |p| p.batch.sequence_length = 2),
+    ("batch.micro_batch", |p| p.batch.micro_batch = 0),
+    ("batch.global_batch", |p| constant_batch(p, 9)),
+    ("batch.ramp_start", |p| p.batch.ramp_start = 0),
+    ("batch.leaves", |p| p.batch.leaves = 0),
+    ("optimizer.beta1", |p| p.optimizer.beta1 = 1.0),
+    ("optimizer.beta2", |p| p.optimizer.beta2 = -0.1),
+    ("optimizer.eps", |p| p.optimizer.eps = 0.0),
+    ("optimizer.weight_decay", |p| p.optimizer.weight_decay = -1.0),
+    ("optimizer.clip_norm", |p| p.optimizer.clip_norm = f64::NAN),
+    ("schedule.total_tokens", |p| p.schedule.total_tokens = u64::MAX),
+    ("schedule.peak_lr", |p| p.schedule.peak_lr = 0.0),
+    ("schedule.warmup_tokens", |p| p.schedule.warmup_tokens = 51_201),
+    ("schedule.final_ratio", |p| p.schedule.decay = Decay::Cosine { final_ratio: 1.5 }),
+    ("schedule.mtp_loss_weight", |p| p.schedule.mtp_loss_weight = -0.1),
+    ("parallel.data", |p| p.parallel.data = 3),
+    ("parallel.expert", |p| p.parallel.expert = 2),
+    ("parallel.threads_per_rank", |p| p.parallel.threads_per_rank = 1_000_000),
+    ("parallel.operation_timeout_s", |p| p.parallel.operation_timeout_s = u64::MAX),
+    ("parallel.peer_timeout_ms", |p| p.parallel.peer_timeout_ms = u64::MAX),
+    ("output.sample_tokens", |p| p.output.sample_tokens = usize::MAX),
+    ("batch.global_batch", |p| {
+        p.batch.micro_batch = 1;
+        constant_batch(p, 1 << 24);
+    }),
+    ("batch.micro_batch", |p| {
+        p.batch.sequence_length = 1 << 20;
+        p.batch.micro_batch = 1 << 24;
+        constant_batch(p, 1 << 24);
+        p.batch.leaves = 1;
+    }),
+    ("parallel.zero", |p| p.parallel.zero = 2),
+    ("parallel.bucket_bytes", |p| p.parallel.bucket_bytes = 0),
+    ("checkpoint.keep", |p| p.checkpoint.keep = 0),
+    ("output.log_every_steps", |p| p.output.log_every_steps = 0),
+];
+
 #[test]
 fn a_rule_per_key() {
-    type Change = fn(&mut TrainPlan);
-    let cases: &[(&str, Change)] = &[
-        ("schema", |p| p.schema = 99),
-        ("name", |p| p.name = "a/b".to_string()),
-        ("name", |p| p.name = String::new()),
-        ("model.vocab_size", |p| p.model.vocab_size = 0),
-        ("model.vocab_size", |p| p.model.vocab_size = 256),
-        ("model.hidden", |p| p.model.hidden = 1 << 40),
-        ("model.layers", |p| p.model.layers = 100_000),
-        ("model.mtp_layers", |p| p.model.mtp_layers = 9),
-        ("model.norm_eps", |p| p.model.norm_eps = 0.0),
-        ("model.init_std", |p| p.model.init_std = f64::NAN),
-        ("model.rope_theta", |p| p.model.rope.theta = 1.0),
-        ("model.ffn_hidden", |p| p.model.ffn_hidden = 0),
-        ("model.experts", |p| moe(p).experts = 1_000_000),
-        ("model.experts", |p| {
-            p.model.layers = 1_000;
-            moe(p).experts = 256;
-        }),
-        ("model.hidden", |p| {
-            p.model.hidden = 1 << 24;
-            p.model.vocab_size = 1 << 24;
-            p.model.ffn_hidden = 1 << 24;
-        }),
-        ("batch.sequence_length", |p| {
-            p.batch.sequence_length = 1 << 24;
-            p.model.attention = Attention::Gqa { heads: 1 << 10, kv_heads: 1, head_dim: 1 << 16 };
-        }),
-        ("model.experts_per_token", |p| moe(p).experts_per_token = 0),
-        ("model.experts_per_token", |p| moe(p).experts_per_token = 5),
-        ("model.shared_experts", |p| moe(p).shared_experts = 65),
-        ("model.groups", |p| moe(p).groups = 3),
-        ("model.groups", |p| moe(p).groups = 8),
-        ("model.groups_per_token", |p| moe(p).groups_per_token = 5),
-        ("model.first_dense_layers", |p| moe(p).first_dense_layers = 4),
-        ("model.routed_scale", |p| moe(p).routed_scale = 0.0),
-        ("model.bias_update_speed", |p| moe(p).bias_update_speed = -1.0),
-        ("model.balance_loss", |p| moe(p).balance_loss = f64::INFINITY),
-        ("data.validation_fraction", |p| {
-            p.data.validation = ValidationSplit::Hash { fraction: 1.0 };
-        }),
-        ("data.max_bytes", |p| p.data.max_bytes = Some(0)),
-        ("tokenizer.train_bytes", |p| {
-            p.tokenizer = TokenizerPlan::Bpe { vocab_size: 257, train_bytes: 0 };
-        }),
-        ("batch.sequence_length", |p| p.batch.sequence_length = 2),
-        ("batch.micro_batch", |p| p.batch.micro_batch = 0),
-        ("batch.global_batch", |p| constant_batch(p, 9)),
-        ("batch.ramp_start", |p| p.batch.ramp_start = 0),
-        ("batch.leaves", |p| p.batch.leaves = 0),
-        ("optimizer.beta1", |p| p.optimizer.beta1 = 1.0),
-        ("optimizer.beta2", |p| p.optimizer.beta2 = -0.1),
-        ("optimizer.eps", |p| p.optimizer.eps = 0.0),
-        ("optimizer.weight_decay", |p| p.optimizer.weight_decay = -1.0),
-        ("optimizer.clip_norm", |p| p.optimizer.clip_norm = f64::NAN),
-        ("schedule.total_tokens", |p| p.schedule.total_tokens = u64::MAX),
-        ("schedule.peak_lr", |p| p.schedule.peak_lr = 0.0),
-        ("schedule.warmup_tokens", |p| p.schedule.warmup_tokens = 51_201),
-        ("schedule.final_ratio", |p| p.schedule.decay = Decay::Cosine { final_ratio: 1.5 }),
-        ("schedule.mtp_loss_weight", |p| p.schedule.mtp_loss_weight = -0.1),
-        ("parallel.data", |p| p.parallel.data = 3),
-        ("parallel.expert", |p| p.parallel.expert = 2),
-        ("parallel.threads_per_rank", |p| p.parallel.threads_per_rank = 1_000_000),
-        ("parallel.operation_timeout_s", |p| p.parallel.operation_timeout_s = u64::MAX),
-        ("parallel.peer_timeout_ms", |p| p.parallel.peer_timeout_ms = u64::MAX),
-        ("output.sample_tokens", |p| p.output.sample_tokens = usize::MAX),
-        ("batch.global_batch", |p| {
-            p.batch.micro_batch = 1;
-            constant_batch(p, 1 << 24);
-        }),
-        ("batch.micro_batch", |p| {
-            p.batch.sequence_length = 1 << 20;
-            p.batch.micro_batch = 1 << 24;
-            constant_batch(p, 1 << 24);
-            p.batch.leaves = 1;
-        }),
-        ("parallel.zero", |p| p.parallel.zero = 2),
-        ("parallel.bucket_bytes", |p| p.parallel.bucket_bytes = 0),
-        ("checkpoint.keep", |p| p.checkpoint.keep = 0),
-        ("output.log_every_steps", |p| p.output.log_every_steps = 0),
-    ];
-    for (i, (key, change)) in cases.iter().enumerate() {
+    for (i, (key, change)) in CHANGES.iter().enumerate() {
         assert_eq!(broken(change), [*key], "case {i}");
     }
 }

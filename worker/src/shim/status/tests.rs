@@ -59,7 +59,7 @@ fn a_file_that_is_broken_or_impossible_is_named() {
     let second = status_path(run.path(), 1);
     fs::create_dir(&second).unwrap();
     assert!(error().contains(&second.display().to_string()), "{}", error());
-    assert!(error().contains("a regular file is expected"), "{}", error());
+    assert!(error().contains("it is no regular file"), "{}", error());
 }
 
 #[test]

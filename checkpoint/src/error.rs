@@ -2,6 +2,7 @@
 
 use crate::tensors::Kind;
 use lampyris_plan::inventory::Optimizer;
+use lampyris_plan::visible::shell_word;
 use lampyris_plan::{Attempt, Rank};
 use std::io;
 use std::ops::Range;
@@ -114,8 +115,9 @@ pub enum Error {
     },
     /// The records of a run and its checkpoints do not fit together, so that nobody can say which of them go on.
     #[error(
-        "run {0}: {problem}; nothing was changed. `lampyris checkpoint repair {0}` writes lineage.jsonl anew from the \
-         checkpoints that are there (--dry-run only says how) and deletes nothing", dir.display()
+        "run {}: {problem}; nothing was changed. `lampyris checkpoint repair {}` writes lineage.jsonl anew from the \
+         checkpoints that are there (--dry-run only says how) and deletes nothing", dir.display(),
+        shell_word(&dir.to_string_lossy())
     )]
     Lineage {
         /// The run directory.

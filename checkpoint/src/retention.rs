@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::format::CheckpointId;
 use crate::lineage::Place;
-use crate::read::Reader;
+use crate::read::{Reader, read_manifest};
 use crate::run::{Run, parse_temporary};
 use lampyris_plan::{Attempt, Step};
 use serde::Serialize;
@@ -92,13 +92,21 @@ impl Run {
         let keep = self.keep(policy, &lineage.follow(&committed));
         let goes = |&(id, place): &(CheckpointId, Place)| match place {
             Place::OnPath => !keep.ids.contains(&id),
-            Place::Superseded => keep.newest_good.is_some_and(|step| id.step <= step),
+            Place::Superseded => {
+                keep.newest_good.is_some_and(|step| id.step <= step) && self.is_itself(id)
+            }
             Place::Unknown => false,
         };
         let (removed, kept): (Vec<_>, Vec<_>) =
             lineage.places(&committed).into_iter().partition(goes);
         let ids = |places: Vec<(CheckpointId, Place)>| places.into_iter().map(|(id, _)| id);
         Ok((ids(kept).collect(), ids(removed).collect()))
+    }
+
+    /// Whether what lies under the name of `id` says itself that it is that checkpoint: a folder that was renamed may hold
+    /// the newest one.
+    fn is_itself(&self, id: CheckpointId) -> bool {
+        read_manifest(self.disk().as_ref(), &self.path(id)).is_ok()
     }
 
     /// Of `path`, best first, what stays. Damaged ones stay too and count for nothing: loading quarantines them.

@@ -11,6 +11,7 @@ use crate::run_dir::RunDir;
 use lampyris_comm::{self as comm, Secret, Server};
 use lampyris_plan::TrainPlan;
 use lampyris_proto::Attempt;
+use lampyris_worker::run_file;
 use lampyris_worker::shim::Rendezvous;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -178,8 +179,12 @@ impl Hosted {
     }
 }
 
+/// Node 0's word in the run directory, and its largest size.
+const WORD: &str = "control/launch.json";
+const MOST_WORD_BYTES: u64 = 4096;
+
 fn word_path(run: &RunDir) -> PathBuf {
-    run.path().join("control/launch.json")
+    run.path().join(WORD)
 }
 
 /// Node 0's word to the other hosts; taken back when dropped, so that none follows an attempt that is over.
@@ -192,9 +197,8 @@ impl Announced {
         let path = word_path(run);
         let word = Word { attempt: attempt.0, layout };
         let text = serde_json::to_string(&word).expect("plain data becomes JSON");
-        let temporary = path.with_extension("json.tmp");
-        fs::write(&temporary, text + "\n").map_err(|e| CliError::write(&temporary, e))?;
-        fs::rename(&temporary, &path).map_err(|e| CliError::write(&path, e))?;
+        run_file::write(run.path(), WORD, 0o666, (text + "\n").as_bytes())
+            .map_err(|e| CliError::write(&path, e))?;
         Ok(Announced { path })
     }
 
@@ -217,9 +221,9 @@ impl Drop for Announced {
 /// Waits for the run at `path` to be started by node 0, and gives it with the attempt to join. The layouts must agree.
 pub(crate) fn await_word(path: &Path, args: &LaunchArgs) -> Result<(RunDir, Attempt), CliError> {
     let end = Instant::now() + JOIN_TIMEOUT;
-    let file = path.join("control/launch.json");
+    let file = path.join(WORD);
     let word = loop {
-        match fs::read(&file) {
+        match run_file::read(path, WORD, MOST_WORD_BYTES) {
             Ok(bytes) => {
                 break serde_json::from_slice::<Word>(&bytes)
                     .map_err(|error| CliError::read(&file, error.into()))?;

@@ -9,6 +9,7 @@ use lampyris_checkpoint::Run;
 use lampyris_checkpoint::disk::{RealDisk, regular};
 use lampyris_data::{Dataset, Tokenizer};
 use lampyris_plan::{TrainPlan, visible};
+use lampyris_worker::run_file;
 use lampyris_worker::shim::status::status_path;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
@@ -239,7 +240,8 @@ impl RunDir {
 
     fn write(&self, name: &str, text: &str) -> Result<(), CliError> {
         let path = self.path.join(name);
-        fs::write(&path, text).map_err(|e| CliError::write(&path, e))
+        run_file::write(&self.path, name, 0o666, text.as_bytes())
+            .map_err(|e| CliError::write(&path, e))
     }
 
     pub(crate) fn not_a_run(&self, what: &str) -> CliError {

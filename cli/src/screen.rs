@@ -27,7 +27,6 @@ pub(crate) use report::report;
 pub(crate) use training::TrainingView;
 
 use crate::error::CliError;
-use crate::slurm::lines::shell_word;
 use lampyris_plan::digest::Change;
 use lampyris_plan::visible;
 use lampyris_recipes::RecipeError;
@@ -137,7 +136,7 @@ pub(crate) fn usage(ended: &clap::Error) -> ExitCode {
 
 /// A path as a word of a command that a person is told to type.
 pub(crate) fn word(path: &Path) -> String {
-    shell_word(&path.to_string_lossy())
+    visible::shell_word(&path.to_string_lossy())
 }
 
 /// Changed values of a plan, each on its own line, after a colon.

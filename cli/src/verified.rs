@@ -2,6 +2,7 @@
 //! a machine, later only names, lengths, times and inodes, as long as nothing about a file has changed.
 
 use lampyris_data::{Dataset, Error, Silent};
+use lampyris_worker::private;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,9 +74,8 @@ fn read(path: &Path) -> Option<Record> {
 }
 
 fn write(path: &Path, record: &Record) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
+    // Whoever can write a record decides that damaged text is whole.
+    path.parent().map_or(Ok(()), private::make_folder)?;
     let temporary = path.with_extension(format!("json.{}.tmp", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(record)?)?;
     fs::rename(temporary, path)
@@ -106,6 +106,7 @@ mod tests {
         let (folder, cache) = (dataset.folder(), dir.path().join("cache"));
         assert_eq!(verify(folder, &cache).unwrap(), dataset.fingerprint());
         let record = fs::read_dir(cache.join("verified")).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::metadata(cache.join("verified")).unwrap().mode() & 0o777, 0o700);
         let noted = fs::read(&record).unwrap();
         assert!(verify(folder, &cache).is_ok());
         let shard = folder.join("training-00000.tokens");

@@ -46,6 +46,18 @@ pub fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// One word of the shell, whatever is in it.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The same for a command that a person is told to type: quotes only where they are needed.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_./-+:@%,".contains(c);
+    let bare = !text.is_empty() && !text.starts_with('-') && text.chars().all(plain);
+    if bare { text.into() } else { quoted(text) }
+}
+
 fn escaped<'a>(text: &'a str, kept: &[char]) -> Cow<'a, str> {
     let escape = |c: char| is_hidden(c) && !kept.contains(&c);
     if !text.contains(escape) {
@@ -126,6 +138,15 @@ mod tests {
             assert!(!block(&text).contains(|c| is_hidden(c) && c != '\n'), "{c:?}");
             assert!(!json(&text).contains(|c| is_hidden(c) && c != '\n'), "{c:?}");
         }
+    }
+
+    #[test]
+    fn a_word_of_the_shell_has_quotes_only_where_it_needs_them() {
+        assert_eq!(shell_word("/runs/first-1"), "/runs/first-1");
+        assert_eq!(shell_word("-x"), "'-x'");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("it's"), "'it'\\''s'");
+        assert_eq!(shell_word("$(x)"), "'$(x)'");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 mod superseded;
 
 use crate::tensorboard::EventFile;
+use lampyris_checkpoint::disk::regular;
 use serde_json::{Map, Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -39,8 +40,7 @@ impl Metrics {
             true => superseded::set_aside(run_dir, &path, began.step)?,
             false => 0,
         };
-        let lines = OpenOptions::new().create(true).append(true).open(&path);
-        let lines = lines.map_err(|error| at(&path, &error))?;
+        let lines = regular::append_or_create(&path).map_err(|error| at(&path, &error))?;
         let folder = run_dir.join("tensorboard");
         let next_step = began.step + 1;
         let create = || EventFile::create(&folder, began.attempt, goes_on.then_some(next_step));

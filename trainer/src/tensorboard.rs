@@ -64,8 +64,8 @@ impl EventFile {
         fs::create_dir_all(dir)?;
         // TensorBoard reads files in the order of their names: by time, also where the clock was set back.
         let started = (now() as u64).max(newest(dir)? + 1);
-        let mut file =
-            EventFile(File::create(dir.join(format!("{PREFIX}{started}.attempt-{attempt}")))?);
+        let path = dir.join(format!("{PREFIX}{started}.attempt-{attempt}"));
+        let mut file = EventFile(File::create_new(path)?);
         let version = Some("brain.Event:2".to_string());
         file.event(Event { file_version: version, ..Event::now(0) })?;
         if let Some(step) = next_step {

@@ -43,7 +43,7 @@ pub struct Ready<'a, G> {
     /// On every node: whether what is to run fits together and is whole.
     pub check: &'a dyn Fn(&Launch) -> Result<(), Wrong>,
     /// On node 0: claims the attempt and locks the run directory. What it gives back is kept while the ranks live.
-    pub claim: &'a dyn Fn(&Launch) -> Result<G, String>,
+    pub claim: &'a dyn Fn(&Launch) -> Result<G, Wrong>,
 }
 
 /// What is wrong before a start, in words.
@@ -51,8 +51,10 @@ pub struct Ready<'a, G> {
 pub enum Wrong {
     /// With the job: it would be wrong everywhere and every time.
     Job(String),
-    /// It cannot be found out here and now.
+    /// It cannot be found out on this node.
     Here(String),
+    /// With neither: another try may go well.
+    Now(String),
 }
 
 /// Runs what `folder` says to the end, and notes how it ended there.
@@ -87,7 +89,7 @@ fn attempt<G>(
         return Err(infrastructure("its lease passed before its ranks were started".into()));
     }
     let _claimed = match launch.node {
-        0 => Some((ready.claim)(launch).map_err(infrastructure)?),
+        0 => Some((ready.claim)(launch).map_err(wrong)?),
         _ => None,
     };
     let meeting = meeting::of(launch, &|| desk.is_over()).map_err(infrastructure)?;
@@ -304,6 +306,7 @@ fn wrong(wrong: Wrong) -> v1::Failure {
     let (class, message) = match wrong {
         Wrong::Job(message) => (Class::BadRecipe, message),
         Wrong::Here(message) => (Class::Unsuited, message),
+        Wrong::Now(message) => (Class::Infrastructure, message),
     };
     v1::Failure { class: class.into(), ..infrastructure(message) }
 }

@@ -44,7 +44,7 @@ pub fn open(run_dir: &Path, name: &str, what_for: For) -> io::Result<File> {
 ///
 /// # Errors
 /// As [`open`], or it is larger.
-pub(crate) fn read(run_dir: &Path, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+pub fn read(run_dir: &Path, name: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(run_dir, name, For::Reading)?.take(limit + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > limit {
@@ -58,7 +58,7 @@ pub(crate) fn read(run_dir: &Path, name: &str, limit: u64) -> io::Result<Vec<u8>
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn write(run_dir: &Path, name: &str, mode: RawMode, bytes: &[u8]) -> io::Result<()> {
+pub fn write(run_dir: &Path, name: &str, mode: RawMode, bytes: &[u8]) -> io::Result<()> {
     replace(run_dir, name, mode, &|file| {
         file.write_all(bytes)?;
         file.sync_all()

@@ -47,6 +47,25 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
     open_with(options.write(true).create(true).truncate(false), path, OFlags::NOFOLLOW)
 }
 
+/// Opens the regular file `path` for writes at its end, and makes it if it is missing.
+///
+/// # Errors
+/// As [`open`].
+pub fn append_or_create(path: &Path) -> io::Result<File> {
+    open_with(OpenOptions::new().append(true).create(true), path, OFlags::NOFOLLOW)
+}
+
+/// Makes the regular file `path` anew for writing. What has its name is removed, so that what a link leads to stays as it is.
+///
+/// # Errors
+/// Failures of the disk, a folder of that name among them.
+pub fn create(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::create_new(path),
+    }
+}
+
 /// Reads the regular file `path` of at most `most_bytes` bytes.
 ///
 /// # Errors

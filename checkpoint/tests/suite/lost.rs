@@ -114,6 +114,20 @@ fn damages(path: &Path, bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
     all
 }
 
+/// Under the new name the records say that a newer attempt superseded it.
+#[test]
+fn a_checkpoint_under_the_name_of_a_superseded_one_is_not_deleted() {
+    let disk = played();
+    let all = Path::new(RUN).join("checkpoints");
+    let renamed = id(22, 2);
+    disk.rename_noreplace(&all.join(id(30, 3).to_string()), &all.join(renamed.to_string()))
+        .unwrap();
+    let run = Run::open(Arc::new(disk.clone()), Path::new(RUN)).unwrap();
+    let pruned = run.prune(KEEP_ALL, None, false).unwrap();
+    assert_eq!(pruned.removed, [id(12, 1)]);
+    assert!(checkpoints(&disk).contains(&renamed));
+}
+
 #[test]
 fn whatever_file_is_lost_or_damaged_no_checkpoint_vanishes_and_the_newest_good_one_goes_on() {
     let whole = played();

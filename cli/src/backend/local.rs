@@ -3,6 +3,7 @@
 use super::{Backend, JobDetails, JobRow, LogSink, LogsWanted, Phase, RankRow, Wanted};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
+use crate::screen;
 use lampyris_proto::{Attempt, Rank};
 use lampyris_worker::run_file::{self, For};
 use lampyris_worker::shim::status::{self, State, Status};
@@ -94,8 +95,9 @@ impl Backend for Local {
         control::request_suspend(run.path(), reason)
             .map_err(|source| CliError::write(&control::suspend_path(run.path()), source))?;
         Ok(format!(
-            "{0} will checkpoint at its next step boundary and stay stopped; `lampyris resume {0}` continues it",
-            run.path().display()
+            "{} will checkpoint at its next step boundary and stay stopped; `lampyris resume {}` continues it",
+            run.path().display(),
+            screen::word(run.path())
         ))
     }
 

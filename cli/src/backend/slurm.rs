@@ -11,7 +11,6 @@ use crate::slurm::standing::{Hint, standing};
 use crate::slurm::submission::{self, Handed};
 use lampyris_worker::shim::control;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Runs of Slurm's in a folder of runs.
@@ -70,7 +69,8 @@ impl Backend for Slurm {
             Ok(Some(row)) if row.state == "PENDING" => {
                 queue::cancel(number)?;
                 return Ok(format!(
-                    "job {number} had to wait and is cancelled; `lampyris resume {run}` continues the run"
+                    "job {number} had to wait and is cancelled; `lampyris resume {}` continues the run",
+                    screen::word(Path::new(&run))
                 ));
             }
             Ok(_) => {}
@@ -85,8 +85,7 @@ impl Backend for Slurm {
         let (run, nodes) = (RunDir::open(Path::new(&path))?, handed(&path)?.nodes);
         let _lock = run.lock()?;
         refuse_if_queued(&run)?;
-        let script = submission::script_path(&run);
-        let text = fs::read_to_string(&script).map_err(|error| CliError::read(&script, error))?;
+        let text = submission::script(&run)?;
         let request = control::suspend_path(run.path());
         control::clear_suspend(run.path()).map_err(|error| CliError::write(&request, error))?;
         Ok(format!("{}{}", submission::PREFIX, submission::submit(&run, &text, nodes)?))

@@ -3,6 +3,7 @@
 use super::Environment;
 use crate::error::CliError;
 use crate::run_dir::{RunDir, RunLock};
+use crate::screen;
 use crate::verified;
 use lampyris_plan::Attempt;
 use lampyris_worker::host::{self, Ready, Wrong};
@@ -37,7 +38,7 @@ fn check(launch: &Launch, cache_dir: &Path) -> Result<(), Wrong> {
             format!("the plan has {planned} ranks, the job asks for {nodes} nodes of {each}");
         return Err(Wrong::Job(what));
     }
-    let path = launch.run_dir.display();
+    let path = screen::word(&launch.run_dir);
     let fingerprint =
         verified::verify(&launch.dataset, cache_dir).map_err(|error| match error {
             lampyris_data::Error::Corrupt { .. } => {
@@ -55,10 +56,47 @@ fn check(launch: &Launch, cache_dir: &Path) -> Result<(), Wrong> {
 }
 
 /// Locks the run directory against other programs of this machine, and claims the attempt's number in it.
-fn claim(launch: &Launch) -> Result<RunLock, String> {
-    let run = RunDir::open(&launch.run_dir).map_err(|error| error.to_string())?;
-    let lock = run.lock().map_err(|error| error.to_string())?;
-    let checkpoints = run.checkpoints().map_err(|error| error.to_string())?;
-    checkpoints.claim(Attempt(launch.run_attempt.0)).map_err(|error| error.to_string())?;
-    Ok(lock)
+fn claim(launch: &Launch) -> Result<RunLock, Wrong> {
+    let claimed = || {
+        let run = RunDir::open(&launch.run_dir)?;
+        let lock = run.lock()?;
+        run.checkpoints()?.claim(Attempt(launch.run_attempt.0))?;
+        Ok(lock)
+    };
+    claimed().map_err(not_claimed)
+}
+
+fn not_claimed(error: CliError) -> Wrong {
+    use lampyris_checkpoint::Error::{AttemptNumber, Lineage, NoneGood};
+    match &error {
+        // A person must look: on every node the records of the run would say the same.
+        CliError::Checkpoint(Lineage { .. } | AttemptNumber { .. } | NoneGood { .. }) => {
+            Wrong::Job(error.to_string())
+        }
+        _ => Wrong::Now(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lampyris_checkpoint::disk::RealDisk;
+    use std::io;
+    use std::sync::Arc;
+
+    #[test]
+    fn records_that_a_person_must_mend_are_the_job_s_fault_and_all_else_is_tried_again() {
+        let run = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(run.path().join("checkpoints/step-1.attempt-1")).unwrap();
+        let opened = lampyris_checkpoint::Run::open(Arc::new(RealDisk), run.path());
+        let wrong = not_claimed(opened.unwrap_err().into());
+        assert!(
+            matches!(&wrong, Wrong::Job(words) if words.contains("checkpoint repair")),
+            "{wrong:?}"
+        );
+        let locked = CliError::Running { path: run.path().into() };
+        assert!(matches!(not_claimed(locked), Wrong::Now(_)));
+        let unreadable = CliError::read(run.path(), io::Error::other("a dead disk"));
+        assert!(matches!(not_claimed(unreadable), Wrong::Now(_)));
+    }
 }

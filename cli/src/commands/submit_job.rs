@@ -16,7 +16,7 @@ use lampyris_plan::memory::{RankMemory, checkpoint_bytes};
 use lampyris_plan::validate::{check_trainable, validate};
 use lampyris_plan::{Shares, TrainPlan};
 use lampyris_proto::v1;
-use std::fs;
+use lampyris_worker::run_file;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -130,7 +130,8 @@ impl Prepared {
         let job = self.hand_over(scheduler, options, environment)?;
         let path = self.run.path().join(JOB_FILE);
         let word = serde_json::json!({ "job": job.id, "scheduler": scheduler.address() });
-        fs::write(&path, format!("{word}\n")).map_err(|source| CliError::write(&path, source))?;
+        run_file::write(self.run.path(), JOB_FILE, 0o666, format!("{word}\n").as_bytes())
+            .map_err(|source| CliError::write(&path, source))?;
         Ok(job)
     }
 

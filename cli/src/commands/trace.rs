@@ -5,9 +5,10 @@ use crate::error::CliError;
 use crate::run_dir::RunDir;
 use crate::screen;
 use crate::trace_summary::{RankTrace, table};
+use lampyris_checkpoint::disk::regular;
 use lampyris_plan::Shares;
 use lampyris_plan::timeline;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,7 @@ fn newest(folder: &Path) -> Result<Vec<(usize, PathBuf)>, CliError> {
 fn read(rank: usize, path: &Path) -> Result<RankTrace, CliError> {
     let failed = |source| CliError::read(path, source);
     let mut trace = RankTrace::new(rank);
-    for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
+    for line in BufReader::new(regular::open(path).map_err(failed)?).lines() {
         let line = line.map_err(failed)?;
         if let Ok(event) = serde_json::from_str(line.trim_end_matches(',')) {
             trace.add(&event);

@@ -8,6 +8,10 @@ const GAP: &str = "  ";
 /// Narrowest last column: below it lines are longer than the terminal rather than empty.
 const LAST_WIDTH: usize = 12;
 
+/// Longest cell, whatever the terminal: a path of the system. A damaged file may have a line of any length, and a message
+/// that quotes it.
+const MAX_CELL: usize = 4096;
+
 /// A table that grows by rows.
 pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
@@ -21,7 +25,7 @@ impl<const N: usize> Table<N> {
 
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| visible::line(&cell).into_owned()));
+        self.rows.push(cells.map(|cell| shortened(&visible::line(&cell), MAX_CELL)));
     }
 
     /// The text, in at most `width` columns. A column without any cell is left out.
@@ -47,10 +51,17 @@ impl<const N: usize> Table<N> {
 
 /// A cell of exactly `width` columns.
 fn cut(cell: &str, width: usize) -> String {
-    if cell.chars().count() <= width {
-        return format!("{cell:<width$}");
+    let kept = shortened(cell, width);
+    let missing = width.saturating_sub(kept.chars().count());
+    kept + &" ".repeat(missing)
+}
+
+/// A text of at most `length` characters.
+fn shortened(text: &str, length: usize) -> String {
+    if text.chars().nth(length).is_none() {
+        return text.to_string();
     }
-    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+    let kept: String = text.chars().take(length.saturating_sub(1)).collect();
     kept + "…"
 }
 
@@ -66,5 +77,14 @@ mod tests {
         assert_eq!(table.text(80), "a     why\n1     short\n1000  a long reason indeed");
         assert_eq!(table.text(20), "a     why\n1     short\n1000  a long reason…");
         assert!(table.text(1).lines().all(|line| line.chars().count() <= 18));
+    }
+
+    #[test]
+    fn a_cell_of_any_length_is_shown_and_cut() {
+        let mut table = Table::new(&["long", "why"]);
+        table.row(["x".repeat(1 << 20), "y".repeat(1 << 20)]);
+        for width in [80, usize::MAX] {
+            assert!(table.text(width).lines().all(|line| line.chars().count() <= 2 * MAX_CELL + 2));
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! would be a line of its own or deceive whoever reads the script.
 
 use crate::error::CliError;
-use lampyris_plan::visible;
+use lampyris_plan::visible::{self, quoted};
 use std::path::Path;
 
 /// A batch script that grows by lines.
@@ -81,18 +81,6 @@ fn refuse_hidden(key: &str, value: &str) -> Result<(), CliError> {
     })
 }
 
-/// One word of the shell, whatever is in it.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
-/// The same for a command that a person is told to type: quotes only where they are needed.
-pub(crate) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "_./-+:@%,".contains(c);
-    let bare = !text.is_empty() && !text.starts_with('-') && text.chars().all(plain);
-    if bare { text.into() } else { quoted(text) }
-}
-
 /// One word of an #SBATCH line, which sbatch splits at blanks outside quotes and ends at `#`.
 fn sbatch_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_./-+:@%,=".contains(c);
@@ -158,10 +146,6 @@ mod tests {
 
     #[test]
     fn plain_words_stay_as_they_are() {
-        assert_eq!(shell_word("/runs/first-1"), "/runs/first-1");
-        assert_eq!(shell_word("-x"), "'-x'");
-        assert_eq!(shell_word(""), "''");
-        assert_eq!(shell_word("it's"), "'it'\\''s'");
         assert_eq!(sbatch_word("--output=/a b/c"), "--output=\"/a b/c\"");
     }
 

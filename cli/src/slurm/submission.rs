@@ -4,15 +4,18 @@
 use super::queue::{self, SlurmError};
 use crate::error::CliError;
 use crate::run_dir::RunDir;
+use lampyris_worker::run_file::{self, For};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Name of the script in the run directory.
 const SCRIPT: &str = "job.sbatch";
 const RECORDS: &str = "slurm.jsonl";
+
+/// Largest script, and largest `slurm.jsonl`, whose lines have a few hundred bytes.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// Before Slurm's number in the name of a job.
 pub(crate) const PREFIX: &str = "slurm:";
@@ -55,10 +58,18 @@ pub(crate) fn script_path(run: &RunDir) -> PathBuf {
     run.path().join(SCRIPT)
 }
 
+/// The script of a run, as it was written.
+pub(crate) fn script(run: &RunDir) -> Result<String, CliError> {
+    let failed = |error| CliError::read(&script_path(run), error);
+    let bytes = run_file::read(run.path(), SCRIPT, MOST_BYTES).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| failed(io::Error::other(error)))
+}
+
 /// Writes `script` into the run directory and hands it to Slurm. Gives Slurm's number of the job.
 pub(crate) fn submit(run: &RunDir, script: &str, nodes: usize) -> Result<u64, CliError> {
     let path = script_path(run);
-    fs::write(&path, script).map_err(|error| CliError::write(&path, error))?;
+    run_file::write(run.path(), SCRIPT, 0o666, script.as_bytes())
+        .map_err(|error| CliError::write(&path, error))?;
     let mut command = Command::new("sbatch");
     // Absolute, so that no name of a folder is taken for an option.
     let path = std::path::absolute(&path).map_err(|error| CliError::read(&path, error))?;
@@ -93,7 +104,7 @@ pub(crate) fn record(run: &RunDir, record: &Record) -> Result<(), CliError> {
     let path = run.path().join(RECORDS);
     let failed = |error| CliError::write(&path, error);
     let text = serde_json::to_string(record).expect("plain data becomes JSON") + "\n";
-    let mut file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    let mut file = run_file::open(run.path(), RECORDS, For::Appending).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)
 }
@@ -117,12 +128,13 @@ pub(crate) fn is_handed(run_dir: &Path) -> bool {
 /// The last job of the run; none if it never was Slurm's.
 pub(crate) fn handed(run: &RunDir) -> Result<Option<Handed>, CliError> {
     let path = run.path().join(RECORDS);
-    let text = match fs::read_to_string(&path) {
+    let text = match run_file::read(run.path(), RECORDS, MOST_BYTES) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| CliError::read(&path, error))?,
     };
     // A torn last line, from a full disk, is passed over.
-    let records = text.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok());
+    let lines = text.split(|&byte| byte == b'\n');
+    let records = lines.filter_map(|line| serde_json::from_slice::<Record>(line).ok());
     Ok(records.fold(None, |before: Option<Handed>, record| match record {
         Record::Submitted { job, nodes, .. } => Some(Handed { job, nodes, attempt: 0 }),
         Record::Started { attempt, .. } => before.map(|handed| Handed { attempt, ..handed }),

@@ -5,8 +5,9 @@
 //! any more.
 
 use super::at;
+use lampyris_checkpoint::disk::regular;
 use serde::Deserialize;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
@@ -21,7 +22,7 @@ struct Line {
 /// Moves the lines of `path` that steps after `step` supersede, and torn ones, and says how many. Lines that an earlier
 /// release left standing there twice are moved as well.
 pub(super) fn set_aside(run_dir: &Path, path: &Path, step: u64) -> io::Result<u64> {
-    let file = match File::open(path) {
+    let file = match regular::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
         other => other.map_err(|error| at(path, &error))?,
     };
@@ -36,10 +37,11 @@ pub(super) fn set_aside(run_dir: &Path, path: &Path, step: u64) -> io::Result<u6
 
     let temporary = run_dir.join("metrics.jsonl.tmp");
     let aside = run_dir.join("metrics.superseded.jsonl");
-    let mut kept = File::create(&temporary).map(BufWriter::new).map_err(|e| at(&temporary, &e))?;
-    let old = OpenOptions::new().create(true).append(true).open(&aside);
+    let kept = regular::create(&temporary);
+    let mut kept = kept.map(BufWriter::new).map_err(|error| at(&temporary, &error))?;
+    let old = regular::append_or_create(&aside);
     let mut old = old.map(BufWriter::new).map_err(|error| at(&aside, &error))?;
-    let file = File::open(path).map_err(|error| at(path, &error))?;
+    let file = regular::open(path).map_err(|error| at(path, &error))?;
     let mut keep = keep.into_iter();
     for_each_line(&file, |line| {
         // What another attempt has added meanwhile is not of this run's history.

@@ -85,3 +85,40 @@ fn a_folder_in_the_place_of_a_file_is_named() {
         assert!(error.starts_with(&format!("{}: ", path.display())), "{error}");
     }
 }
+
+#[test]
+fn what_a_link_leads_to_stays_as_it_is_and_a_pipe_is_waited_for_by_nobody() {
+    let run = tempfile::tempdir().expect("a folder");
+    let run = run.path();
+    let victim = run.join("victim");
+    fs::write(&victim, "theirs").expect("writes");
+    let resumed = Began { attempt: 2, step: 1 };
+    for name in ["metrics.jsonl", "metrics.superseded.jsonl"] {
+        for make in [link, pipe] {
+            fs::write(run.join("metrics.jsonl"), "{\"step\":2}\n").expect("writes");
+            fs::remove_file(run.join(name)).ok();
+            make(&victim, &run.join(name));
+            let error = Metrics::open(run, resumed, false).expect_err("no regular file");
+            assert!(error.to_string().contains(name), "{error}");
+            fs::remove_file(run.join(name)).expect("removes");
+        }
+    }
+    // Of a start that was killed, or not: it is made anew.
+    for make in [link, pipe] {
+        fs::write(run.join("metrics.jsonl"), "{\"step\":1}\n").expect("writes");
+        fs::remove_file(run.join("metrics.jsonl.tmp")).ok();
+        make(&victim, &run.join("metrics.jsonl.tmp"));
+        Metrics::open(run, resumed, false).expect("opens");
+        assert_eq!(lines(run, "metrics.jsonl").len(), 2);
+    }
+    assert_eq!(fs::read_to_string(&victim).expect("reads"), "theirs");
+}
+
+fn link(victim: &Path, path: &Path) {
+    std::os::unix::fs::symlink(victim, path).expect("links");
+}
+
+fn pipe(_: &Path, path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status().expect("starts");
+    assert!(made.success());
+}

@@ -2,6 +2,7 @@
 //! thread = track. `lampyris trace summary` reads it; what an event is of stands in its arguments, as plan writes it.
 
 use super::{Track, Wait, track};
+use lampyris_checkpoint::disk::regular;
 use lampyris_plan::program::Act;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -37,7 +38,7 @@ impl TraceFile {
         path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let origin = (Instant::now(), now.as_secs_f64() * 1e6);
-        let mut out = BufWriter::new(File::create(path)?);
+        let mut out = BufWriter::new(regular::create(path)?);
         // The closing bracket is optional in this format, so that a trace of a killed rank can be read.
         write!(
             out,

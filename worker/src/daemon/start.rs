@@ -3,11 +3,11 @@
 
 use super::fitness::{Condition, failure};
 use crate::launch::{Folder, Launch};
+use crate::private;
 use crate::shim::control;
 use lampyris_proto::v1;
 use lampyris_proto::v1::failure::Class;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::process::{Command, Stdio};
 
@@ -42,7 +42,7 @@ impl Start {
         }
         self.folder.create(&self.launch)?;
         let lock = self.folder.try_lock()?.ok_or(io::ErrorKind::WouldBlock)?;
-        let log = fs::File::create(self.folder.path().join("shim.log"))?;
+        let log = private::create_file(&self.folder.path().join("shim.log"))?;
         let mut command = Command::new(&self.shim_command[0]);
         let child = command
             .args(&self.shim_command[1..])

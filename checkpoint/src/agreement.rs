@@ -72,6 +72,13 @@ fn lengths(tensors: &[TensorEntry]) -> Result<Lengths<'_>, Problem> {
             let shape = &tensor.shape;
             return Err(in_manifest(format!("{name} has the impossible shape {shape:?}")));
         };
+        if !tensor.fits_optimizer() {
+            let (optimizer, kinds) =
+                (tensor.optimizer.as_deref().unwrap_or_default(), &tensor.kinds);
+            let kinds: Vec<String> = kinds.iter().map(Kind::to_string).collect();
+            let kinds = kinds.join(", ");
+            return Err(in_manifest(format!("{name} is updated by {optimizer} and lists {kinds}")));
+        }
         for &kind in &tensor.kinds {
             if lengths.insert((name.as_str(), kind), elements).is_some() {
                 return Err(in_manifest(format!("{name} {kind} is listed twice")));
@@ -188,11 +195,13 @@ mod tests {
     const PAGE: u64 = ALIGN_BYTES as u64;
 
     fn tensors() -> Vec<TensorEntry> {
-        let kinds = vec![Kind::Weight];
-        vec![
-            TensorEntry { name: "a".to_string(), shape: vec![5, 20], kinds: kinds.clone() },
-            TensorEntry { name: "b".to_string(), shape: vec![3], kinds },
-        ]
+        let entry = |name: &str, shape: &[usize]| TensorEntry {
+            name: name.to_string(),
+            shape: shape.to_vec(),
+            kinds: vec![Kind::Weight],
+            optimizer: None,
+        };
+        vec![entry("a", &[5, 20]), entry("b", &[3])]
     }
 
     fn piece(tensor: &str, start: u64, len: u64, offset: u64) -> PieceEntry {
@@ -281,7 +290,14 @@ mod tests {
         twice.push(twice[1].clone());
         let mut huge = tensors();
         huge[0].shape = vec![1 << 40, 1 << 40];
-        for (tensors, words) in [(twice, "b weight is listed twice"), (huge, "impossible shape")] {
+        let mut bare = tensors();
+        bare[1].optimizer = Some("muon".to_string());
+        let faults = [
+            (twice, "b weight is listed twice"),
+            (huge, "impossible shape"),
+            (bare, "b is updated by muon and lists weight"),
+        ];
+        for (tensors, words) in faults {
             let problem = checked(Extent::Whole, &tensors, &good()).unwrap_err();
             assert!(problem.what.contains(words), "{problem:?}");
             assert_eq!(problem.file, MANIFEST_FILE);

@@ -1,6 +1,9 @@
 //! Flat memory of a bucket: a tensor over private memory, or over shared memory that the local ranks reduce in place.
 
-#![allow(unsafe_code, reason = "a tensor over a bucket's shared memory")]
+#![allow(
+    unsafe_code,
+    reason = "tensors over a bucket's shared memory, and over values that are copied"
+)]
 
 use crate::Result;
 use crate::ranks::Ranks;
@@ -17,6 +20,18 @@ pub struct Flat {
     pub tensor: Tensor,
     /// What a reducer takes, where several ranks hold the bucket.
     pub shared: Option<hfreduce::Bucket>,
+}
+
+/// Copies values from the host into a tensor of as many elements, on whatever device it is; a type that is not fp32 takes
+/// them rounded to nearest even.
+pub fn copy_in(values: &[f32], tensor: &mut Tensor) {
+    // SAFETY: nothing writes through this tensor, and it ends before the values do: a copy from the host's memory that can
+    // be reused is over when it returns.
+    let host = unsafe {
+        let first = values.as_ptr().cast();
+        Tensor::from_blob(first, &[dim(values.len())], &[1], Kind::Float, Device::Cpu)
+    };
+    tensor.copy_(&host);
 }
 
 /// Gives memory for the state of a rank.

@@ -3,8 +3,8 @@
 //! A checksum says that a text is the one that was written, not that it makes sense: a program with a fault seals nonsense as
 //! well. So the same rules are checked before a commit, whenever a checkpoint is opened, and by `verify`: pieces are aligned,
 //! lie in their data file, do not overlap there, and cover each tensor exactly once; ranks are those of the world; chunks
-//! have a sane size and there are as many as the file needs. All arithmetic on numbers from disk is checked here, so that
-//! what comes later need not.
+//! have a sane size and there are as many as the file needs; what is kept of a tensor is what its optimizer keeps. All
+//! arithmetic on numbers from disk is checked here, so that what comes later need not.
 
 use crate::disk::ALIGN_BYTES;
 use crate::format::{
@@ -73,9 +73,8 @@ fn lengths(tensors: &[TensorEntry]) -> Result<Lengths<'_>, Problem> {
             return Err(in_manifest(format!("{name} has the impossible shape {shape:?}")));
         };
         if !tensor.fits_optimizer() {
-            let (optimizer, kinds) =
-                (tensor.optimizer.as_deref().unwrap_or_default(), &tensor.kinds);
-            let kinds: Vec<String> = kinds.iter().map(Kind::to_string).collect();
+            let optimizer = tensor.optimizer.as_deref().unwrap_or_default();
+            let kinds: Vec<String> = tensor.kinds.iter().map(Kind::to_string).collect();
             let kinds = kinds.join(", ");
             return Err(in_manifest(format!("{name} is updated by {optimizer} and lists {kinds}")));
         }

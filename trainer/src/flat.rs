@@ -1,4 +1,5 @@
-//! Flat memory of a bucket: a tensor over private memory, or over shared memory that the local ranks reduce in place.
+//! Flat memory of a bucket: a tensor over private memory, or over shared memory that the local ranks reduce in place; and
+//! how values from the host get into it.
 
 #![allow(
     unsafe_code,
@@ -24,7 +25,8 @@ pub struct Flat {
 
 /// Copies values from the host into a tensor of as many elements, on whatever device it is; a type that is not fp32 takes
 /// them rounded to nearest even.
-pub fn copy_in(values: &[f32], tensor: &mut Tensor) {
+pub(crate) fn copy_in(values: &[f32], tensor: &mut Tensor) {
+    assert_eq!(values.len(), tensor.numel(), "as many values as elements");
     // SAFETY: nothing writes through this tensor, and it ends before the values do: a copy from the host's memory that can
     // be reused is over when it returns.
     let host = unsafe {

@@ -76,6 +76,7 @@ impl Bench {
             name: Bench::name(tensor),
             shape: vec![TENSOR],
             kinds: KINDS.to_vec(),
+            optimizer: None,
         };
         Meta {
             id,

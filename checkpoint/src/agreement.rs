@@ -3,8 +3,8 @@
 //! A checksum says that a text is the one that was written, not that it makes sense: a program with a fault seals nonsense as
 //! well. So the same rules are checked before a commit, whenever a checkpoint is opened, and by `verify`: pieces are aligned,
 //! lie in their data file, do not overlap there, and cover each tensor exactly once; ranks are those of the world; chunks
-//! have a sane size and there are as many as the file needs. All arithmetic on numbers from disk is checked here, so that
-//! what comes later need not.
+//! have a sane size and there are as many as the file needs; what is kept of a tensor is what its optimizer keeps. All
+//! arithmetic on numbers from disk is checked here, so that what comes later need not.
 
 use crate::disk::ALIGN_BYTES;
 use crate::format::{
@@ -72,6 +72,12 @@ fn lengths(tensors: &[TensorEntry]) -> Result<Lengths<'_>, Problem> {
             let shape = &tensor.shape;
             return Err(in_manifest(format!("{name} has the impossible shape {shape:?}")));
         };
+        if !tensor.fits_optimizer() {
+            let optimizer = tensor.optimizer.as_deref().unwrap_or_default();
+            let kinds: Vec<String> = tensor.kinds.iter().map(Kind::to_string).collect();
+            let kinds = kinds.join(", ");
+            return Err(in_manifest(format!("{name} is updated by {optimizer} and lists {kinds}")));
+        }
         for &kind in &tensor.kinds {
             if lengths.insert((name.as_str(), kind), elements).is_some() {
                 return Err(in_manifest(format!("{name} {kind} is listed twice")));
@@ -188,11 +194,13 @@ mod tests {
     const PAGE: u64 = ALIGN_BYTES as u64;
 
     fn tensors() -> Vec<TensorEntry> {
-        let kinds = vec![Kind::Weight];
-        vec![
-            TensorEntry { name: "a".to_string(), shape: vec![5, 20], kinds: kinds.clone() },
-            TensorEntry { name: "b".to_string(), shape: vec![3], kinds },
-        ]
+        let entry = |name: &str, shape: &[usize]| TensorEntry {
+            name: name.to_string(),
+            shape: shape.to_vec(),
+            kinds: vec![Kind::Weight],
+            optimizer: None,
+        };
+        vec![entry("a", &[5, 20]), entry("b", &[3])]
     }
 
     fn piece(tensor: &str, start: u64, len: u64, offset: u64) -> PieceEntry {
@@ -281,7 +289,14 @@ mod tests {
         twice.push(twice[1].clone());
         let mut huge = tensors();
         huge[0].shape = vec![1 << 40, 1 << 40];
-        for (tensors, words) in [(twice, "b weight is listed twice"), (huge, "impossible shape")] {
+        let mut bare = tensors();
+        bare[1].optimizer = Some("muon".to_string());
+        let faults = [
+            (twice, "b weight is listed twice"),
+            (huge, "impossible shape"),
+            (bare, "b is updated by muon and lists weight"),
+        ];
+        for (tensors, words) in faults {
             let problem = checked(Extent::Whole, &tensors, &good()).unwrap_err();
             assert!(problem.what.contains(words), "{problem:?}");
             assert_eq!(problem.file, MANIFEST_FILE);

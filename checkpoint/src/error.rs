@@ -177,6 +177,19 @@ pub enum Error {
         /// Of the plan.
         wanted: Optimizer,
     },
+    /// A checkpoint whose moments belong to an optimizer that this version does not have.
+    #[error(
+        "checkpoint {} holds optimizer state of {name:?} for {tensor}, an optimizer that this version does not know: use \
+         the version that wrote it, or a newer one", dir.display()
+    )]
+    UnknownOptimizer {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// Hugging Face name of the first such tensor.
+        tensor: String,
+        /// Its name in the manifest.
+        name: String,
+    },
     /// The ranks together did not write every element once; nothing was committed.
     #[error("the checkpoint was not committed: {problem}")]
     Incomplete {

@@ -29,7 +29,7 @@ pub use error::{Error, Result};
 pub use format::{CheckpointId, Digests, Manifest};
 pub use lineage::{Lineage, MAX_ATTEMPT, Record};
 pub use ranks::{AllGather, Ranks, WORD_BYTES};
-pub use read::{Reader, Request};
+pub use read::{Destination, Reader, Request};
 pub use repair::Repaired;
 pub use replica::{HostMemory, Neighbour, Replica, Shift};
 pub use restore::Restored;

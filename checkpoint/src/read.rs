@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A range of a tensor to be filled.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct Request<'a, D = &'a mut [f32]> {
     /// Hugging Face name.
     pub tensor: &'a str,
     /// What the values are.
@@ -29,7 +29,34 @@ pub struct Request<'a> {
     /// First element in the whole tensor.
     pub start: u64,
     /// Where the values go.
-    pub out: &'a mut [f32],
+    pub out: D,
+}
+
+/// Where the values of a range go: memory of some elements, of any type and on any device. Values reach it part by part, in
+/// any order, from several threads at once.
+pub trait Destination: Send + Sized {
+    /// Number of elements.
+    fn elements(&self) -> usize;
+
+    /// The first `count` elements, and the others.
+    fn split_at(self, count: usize) -> (Self, Self);
+
+    /// Takes the value of every element.
+    fn fill(self, values: &[f32]);
+}
+
+impl Destination for &mut [f32] {
+    fn elements(&self) -> usize {
+        self.len()
+    }
+
+    fn split_at(self, count: usize) -> (Self, Self) {
+        self.split_at_mut(count)
+    }
+
+    fn fill(self, values: &[f32]) {
+        self.copy_from_slice(values);
+    }
 }
 
 /// An open checkpoint whose manifest, indexes and file lengths are known to be right and to make sense together
@@ -43,7 +70,7 @@ pub struct Reader {
     /// Pieces of each tensor by rising start: (shard, piece).
     pieces: HashMap<(String, Kind), Vec<(usize, usize)>>,
     /// The chunk that [`Reader::read`] read last.
-    last: Mutex<Option<(ChunkId, Vec<u8>)>>,
+    last: Mutex<Option<(ChunkId, Vec<f32>)>>,
 }
 
 #[derive(Debug)]
@@ -57,11 +84,21 @@ struct Shard {
 type ChunkId = (usize, usize);
 
 /// Part of a request inside one chunk.
-struct Cut<'a> {
-    /// First byte in the chunk.
+struct Cut<D> {
+    /// First element in the chunk.
     at: usize,
-    out: &'a mut [f32],
+    out: D,
 }
+
+impl<D: Destination> Cut<D> {
+    fn fill(self, chunk: &[f32]) {
+        let values = &chunk[self.at..self.at + self.out.elements()];
+        self.out.fill(values);
+    }
+}
+
+/// What is wanted of each chunk.
+type Chunks<D> = BTreeMap<ChunkId, Vec<Cut<D>>>;
 
 impl Reader {
     /// Opens the committed checkpoint in `dir`.
@@ -127,21 +164,25 @@ impl Reader {
         self.shards.iter().map(|shard| shard.bytes).sum()
     }
 
-    /// Fills all requests with `threads` threads.
+    /// Fills all requests with `threads` threads. Each chunk that they touch is read once, into a buffer of its thread, and
+    /// its values go from there to their destinations: what this needs beside them is one chunk per thread.
     ///
     /// # Errors
-    /// [`Error::NotSaved`] if a range is not in the checkpoint, [`Error::Corrupt`] with file, chunk and the tensors it
-    /// touches; what was filled before is then undefined.
-    pub fn load(&self, requests: Vec<Request<'_>>, threads: usize) -> Result<()> {
-        let mut chunks: BTreeMap<ChunkId, Vec<Cut<'_>>> = BTreeMap::new();
+    /// [`Error::NotSaved`] if a range is not in the checkpoint; nothing was filled. [`Error::Corrupt`] with file, chunk and
+    /// the tensors it touches; any part of the destinations may then be filled, with values of chunks that are good.
+    pub fn load<D: Destination>(
+        &self,
+        requests: Vec<Request<'_, D>>,
+        threads: usize,
+    ) -> Result<()> {
+        let mut chunks = BTreeMap::new();
         for request in requests {
             self.cut(request, &mut chunks)?;
         }
-        self.each_chunk(chunks, threads, |bytes, cuts| {
-            let bytes = bytes?;
+        self.each_chunk(chunks, threads, |chunk, cuts| {
+            let chunk = chunk?;
             for cut in cuts {
-                let out: &mut [u8] = bytemuck::cast_slice_mut(cut.out);
-                out.copy_from_slice(&bytes[cut.at..cut.at + out.len()]);
+                cut.fill(chunk);
             }
             Ok(())
         })
@@ -161,10 +202,9 @@ impl Reader {
                 let mut buffer = Aligned::new(self.chunk_length(id));
                 *last = Some((id, self.checked_chunk(file.as_ref(), id, &mut buffer)?.to_vec()));
             }
-            let bytes = last.as_ref().map_or(&[] as &[u8], |(_, bytes)| bytes);
+            let chunk = last.as_ref().map_or(&[] as &[f32], |(_, chunk)| chunk);
             for cut in cuts {
-                let out: &mut [u8] = bytemuck::cast_slice_mut(cut.out);
-                out.copy_from_slice(&bytes[cut.at..cut.at + out.len()]);
+                cut.fill(chunk);
             }
         }
         Ok(())
@@ -180,7 +220,7 @@ impl Reader {
             (0..held.index.chunks.len()).map(move |chunk| ((shard, chunk), ()))
         });
         let problems = Mutex::new(Vec::new());
-        self.each_chunk(chunks.collect(), threads, |bytes, ()| match bytes {
+        self.each_chunk(chunks.collect(), threads, |chunk, ()| match chunk {
             Err(e) if e.is_corrupt() => {
                 problems.lock().unwrap_or_else(PoisonError::into_inner).push(e);
                 Ok(())
@@ -191,11 +231,7 @@ impl Reader {
     }
 
     /// Cuts a request along pieces and chunks.
-    fn cut<'a>(
-        &self,
-        request: Request<'a>,
-        chunks: &mut BTreeMap<ChunkId, Vec<Cut<'a>>>,
-    ) -> Result<()> {
+    fn cut<D: Destination>(&self, request: Request<'_, D>, chunks: &mut Chunks<D>) -> Result<()> {
         let Request { tensor, kind, mut start, mut out } = request;
         let held = self.pieces.get(&(tensor.to_string(), kind)).map_or(&[] as &[_], Vec::as_slice);
         let entry = |&(shard, piece): &(usize, usize)| &self.shards[shard].index.pieces[piece];
@@ -203,18 +239,18 @@ impl Reader {
             let piece = entry(place);
             piece.start + piece.len <= start
         });
-        while !out.is_empty() {
+        while out.elements() > 0 {
             let Some(place) = held.get(next).filter(|place| entry(place).start <= start) else {
-                return Err(self.not_saved(tensor, kind, start, out.len()));
+                return Err(self.not_saved(tensor, kind, start, out.elements()));
             };
             let piece: &PieceEntry = entry(place);
             let chunk_bytes = self.shards[place.0].index.chunk_bytes as u64;
             let offset = piece.offset + (start - piece.start) * 4;
             let end = piece.end_offset().min((offset / chunk_bytes + 1) * chunk_bytes);
-            let count = out.len().min(((end - offset) / 4) as usize);
-            let (now, later) = out.split_at_mut(count);
+            let count = out.elements().min(((end - offset) / 4) as usize);
+            let (now, later) = out.split_at(count);
             let id = (place.0, (offset / chunk_bytes) as usize);
-            let at = (offset % chunk_bytes) as usize;
+            let at = (offset % chunk_bytes / 4) as usize;
             chunks.entry(id).or_default().push(Cut { at, out: now });
             start += count as u64;
             out = later;
@@ -239,7 +275,7 @@ impl Reader {
         &self,
         chunks: BTreeMap<ChunkId, T>,
         threads: usize,
-        take: impl Fn(Result<&[u8]>, T) -> Result<()> + Sync,
+        take: impl Fn(Result<&[f32]>, T) -> Result<()> + Sync,
     ) -> Result<()> {
         let largest = chunks.keys().map(|&id| self.chunk_length(id)).max().unwrap_or(0);
         let count = chunks.len();
@@ -291,14 +327,15 @@ impl Reader {
         file: &dyn DiskFile,
         id: ChunkId,
         buffer: &'b mut Aligned,
-    ) -> Result<&'b [u8]> {
+    ) -> Result<&'b [f32]> {
         let shard = &self.shards[id.0];
         let offset = (id.1 * shard.index.chunk_bytes) as u64;
         let bytes = &mut buffer.bytes()[..self.chunk_length(id)];
         file.read_at(offset, bytes).map_err(|e| reading(&self.dir, &shard.file, e))?;
         let (found, written) = (Checksum::of(bytes), shard.index.chunks[id.1]);
         if found == written {
-            return Ok(bytes);
+            // Pages, and whole ones: so the length and the alignment are those of elements.
+            return Ok(bytemuck::cast_slice(bytes));
         }
         let end = offset + bytes.len() as u64;
         let touched =

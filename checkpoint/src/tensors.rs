@@ -3,7 +3,7 @@
 //! bucket and no layout appears in it.
 
 use lampyris_plan::Inventory;
-use lampyris_plan::inventory::{Optimizer, Parameter};
+use lampyris_plan::inventory::{Optimizer, Parameter, Part};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
@@ -42,6 +42,9 @@ pub struct TensorEntry {
     pub shape: Vec<usize>,
     /// What is kept of it.
     pub kinds: Vec<Kind>,
+    /// Name of what updates it; none without moments, and in checkpoints that were written before this field was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<String>,
 }
 
 impl TensorEntry {
@@ -58,7 +61,18 @@ impl TensorEntry {
     }
 
     /// Whose moments are kept of it; none if there are no moments.
-    pub fn optimizer(&self) -> Option<Optimizer> {
+    ///
+    /// # Errors
+    /// The written name, if this version does not know it.
+    pub fn optimizer(&self) -> Result<Option<Optimizer>, &str> {
+        match &self.optimizer {
+            Some(name) => optimizer_named(name).map(Some).ok_or(name.as_str()),
+            None => Ok(self.optimizer_of_moments()),
+        }
+    }
+
+    /// What checkpoints without the name mean: they were written when no two optimizers kept the same moments.
+    fn optimizer_of_moments(&self) -> Option<Optimizer> {
         let has = |kind| self.kinds.contains(&kind);
         match (has(Kind::ExpAvg), has(Kind::ExpAvgSq)) {
             (true, true) => Some(Optimizer::AdamW),
@@ -66,11 +80,36 @@ impl TensorEntry {
             (false, _) => None,
         }
     }
+
+    /// Whether what is kept is what its optimizer keeps; true for an optimizer that is not written or not known.
+    pub(crate) fn fits_optimizer(&self) -> bool {
+        let named = self.optimizer.as_deref().and_then(optimizer_named);
+        named.is_none_or(|optimizer| {
+            let wanted = kept_by(optimizer);
+            wanted.len() == self.kinds.len() && wanted.iter().all(|kind| self.kinds.contains(kind))
+        })
+    }
+}
+
+/// The name of an optimizer in checkpoints, that of `optimizer.kind` in recipes.
+fn optimizer_name(optimizer: Optimizer) -> &'static str {
+    match optimizer {
+        Optimizer::AdamW => "adamw",
+        Optimizer::Muon => "muon",
+    }
+}
+
+fn optimizer_named(name: &str) -> Option<Optimizer> {
+    [Optimizer::AdamW, Optimizer::Muon].into_iter().find(|&known| optimizer_name(known) == name)
 }
 
 /// What a training checkpoint keeps of a parameter.
 pub fn kept(parameter: &Parameter) -> &'static [Kind] {
-    match parameter.optimizer {
+    kept_by(parameter.optimizer)
+}
+
+fn kept_by(optimizer: Optimizer) -> &'static [Kind] {
+    match optimizer {
         Optimizer::AdamW => &[Kind::Weight, Kind::ExpAvg, Kind::ExpAvgSq],
         Optimizer::Muon => &[Kind::Weight, Kind::ExpAvg],
     }
@@ -78,28 +117,43 @@ pub fn kept(parameter: &Parameter) -> &'static [Kind] {
 
 /// Every tensor of a training checkpoint.
 pub fn training_tensors(inventory: &Inventory) -> Vec<TensorEntry> {
-    list(inventory, kept)
+    list(inventory, |parameter, part| {
+        let optimizer = optimizer_name(parameter.optimizer).to_string();
+        entry(parameter, part, kept(parameter), Some(optimizer))
+    })
 }
 
 /// Every tensor of a model with `kinds` for the trained ones, in order of first use, gate biases last.
 pub fn tensor_list(inventory: &Inventory, kinds: &[Kind]) -> Vec<TensorEntry> {
-    list(inventory, |_| kinds)
+    list(inventory, |parameter, part| entry(parameter, part, kinds, None))
 }
 
-fn list<'a>(inventory: &Inventory, kinds: impl Fn(&Parameter) -> &'a [Kind]) -> Vec<TensorEntry> {
-    let trained = inventory.parameters.iter().flat_map(|parameter| {
-        parameter.parts.iter().map(|part| {
-            let mut shape = parameter.shape.clone();
-            shape[0] = part.rows;
-            TensorEntry { name: part.hf_name.clone(), shape, kinds: kinds(parameter).to_vec() }
-        })
-    });
-    let biases = inventory.buffers.iter().map(|buffer| TensorEntry {
+fn list(
+    inventory: &Inventory,
+    trained: impl Fn(&Parameter, &Part) -> TensorEntry,
+) -> Vec<TensorEntry> {
+    let mut list = Vec::new();
+    for parameter in &inventory.parameters {
+        list.extend(parameter.parts.iter().map(|part| trained(parameter, part)));
+    }
+    list.extend(inventory.buffers.iter().map(|buffer| TensorEntry {
         name: buffer.hf_name.clone(),
         shape: buffer.shape.clone(),
         kinds: vec![Kind::GateBias],
-    });
-    trained.chain(biases).collect()
+        optimizer: None,
+    }));
+    list
+}
+
+fn entry(
+    parameter: &Parameter,
+    part: &Part,
+    kinds: &[Kind],
+    optimizer: Option<String>,
+) -> TensorEntry {
+    let mut shape = parameter.shape.clone();
+    shape[0] = part.rows;
+    TensorEntry { name: part.hf_name.clone(), shape, kinds: kinds.to_vec(), optimizer }
 }
 
 /// A part of a parameter that lies in one Hugging Face tensor.
@@ -133,7 +187,35 @@ pub fn split(parameter: &Parameter, range: Range<usize>) -> Vec<TensorRange<'_>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lampyris_plan::inventory::Part;
+    use serde_json::{from_value, json, to_value};
+
+    #[test]
+    fn the_written_name_says_whose_moments_are_kept() {
+        let read = |kinds: &[&str], optimizer: Option<&str>| {
+            let mut entry = json!({ "name": "a", "shape": [2], "kinds": kinds });
+            if let Some(name) = optimizer {
+                entry["optimizer"] = json!(name);
+            }
+            let read: TensorEntry = from_value(entry.clone()).expect("an entry");
+            assert_eq!(to_value(&read).expect("JSON"), entry, "an absent field stays absent");
+            read
+        };
+        let (one, two) = (["weight", "exp_avg"], ["weight", "exp_avg", "exp_avg_sq"]);
+        for optimizer in [Optimizer::AdamW, Optimizer::Muon] {
+            let kinds: &[&str] = if kept_by(optimizer).len() == 3 { &two } else { &one };
+            for written in [Some(optimizer_name(optimizer)), None] {
+                let entry = read(kinds, written);
+                assert_eq!(entry.optimizer(), Ok(Some(optimizer)), "{written:?}");
+                assert!(entry.fits_optimizer());
+            }
+        }
+        assert_eq!(read(&["weight"], None).optimizer(), Ok(None));
+        // One moment, and not Muon's.
+        assert_eq!(read(&one, Some("lion")).optimizer(), Err("lion"));
+        assert!(read(&one, Some("lion")).fits_optimizer());
+        assert!(!read(&one, Some("adamw")).fits_optimizer());
+        assert!(!read(&two, Some("muon")).fits_optimizer());
+    }
 
     #[test]
     fn a_range_is_cut_where_its_tensors_meet() {

@@ -1,6 +1,10 @@
-//! Flat memory of a bucket: a tensor over private memory, or over shared memory that the local ranks reduce in place.
+//! Flat memory of a bucket: a tensor over private memory, or over shared memory that the local ranks reduce in place; and
+//! how values from the host get into it.
 
-#![allow(unsafe_code, reason = "a tensor over a bucket's shared memory")]
+#![allow(
+    unsafe_code,
+    reason = "tensors over a bucket's shared memory, and over values that are copied"
+)]
 
 use crate::Result;
 use crate::ranks::Ranks;
@@ -17,6 +21,19 @@ pub struct Flat {
     pub tensor: Tensor,
     /// What a reducer takes, where several ranks hold the bucket.
     pub shared: Option<hfreduce::Bucket>,
+}
+
+/// Copies values from the host into a tensor of as many elements, on whatever device it is; a type that is not fp32 takes
+/// them rounded to nearest even.
+pub(crate) fn copy_in(values: &[f32], tensor: &mut Tensor) {
+    assert_eq!(values.len(), tensor.numel(), "as many values as elements");
+    // SAFETY: nothing writes through this tensor, and it ends before the values do: a copy from the host's memory that can
+    // be reused is over when it returns.
+    let host = unsafe {
+        let first = values.as_ptr().cast();
+        Tensor::from_blob(first, &[dim(values.len())], &[1], Kind::Float, Device::Cpu)
+    };
+    tensor.copy_(&host);
 }
 
 /// Gives memory for the state of a rank.

@@ -72,7 +72,6 @@ impl Update<'_> {
         let exp_avg_sq = array.exp_avg_sq.as_ref().expect("AdamW has second moments");
         let gradient = &state.gradients.bucket(bucket).tensor;
         let weights = &array.weights.tensor;
-        let copied = weights.kind() != tch::Kind::Float;
         for (range, decays) in &array.runs {
             let of_bucket = |flat: &Tensor| flat.narrow(0, dim(range.start), dim(range.len()));
             let of_owned = |flat: &Tensor| array.of_owned(flat, range);
@@ -85,7 +84,7 @@ impl Update<'_> {
                 step: state.progress.step + 1,
                 grad_scale: self.grad_scale,
             };
-            let copy = copied.then(|| of_bucket(weights));
+            let copy = array.has_own_master().then(|| of_bucket(weights));
             let moments = (of_owned(&array.exp_avg), of_owned(exp_avg_sq));
             ops::adamw(
                 [&of_owned(&array.master), &moments.0, &moments.1],
@@ -107,7 +106,6 @@ impl Update<'_> {
     ) -> Result<()> {
         let array = &state.arrays[bucket];
         let gradient = &state.gradients.bucket(bucket).tensor;
-        let copied = array.weights.tensor.kind() != tch::Kind::Float;
         let owned = &array.owned;
         let placements = &state.buckets.buckets[bucket].placements;
         for placement in placements.iter().filter(|p| owned.contains(&p.offset)) {
@@ -125,7 +123,7 @@ impl Update<'_> {
                 &view(gradient, placement.offset, parameter),
                 &parameter.parts,
             )?;
-            if copied {
+            if array.has_own_master() {
                 view(&array.weights.tensor, placement.offset, parameter).f_copy_(&master)?;
             }
         }

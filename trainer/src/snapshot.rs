@@ -1,13 +1,14 @@
 //! Between a rank's buckets and checkpoints in global coordinates.
 
+use crate::flat::copy_in;
 use crate::ranks::Ranks;
 use crate::state::{BucketState, Progress, State};
 use anyhow::{Context, Result};
-use lampyris_checkpoint::tensors::{kept, split};
-use lampyris_checkpoint::{Buffers, Error, Kind, Reader, Request, Slot, Transfer};
-use lampyris_plan::inventory::Optimizer;
+use lampyris_checkpoint::tensors::{TensorEntry, kept, split};
+use lampyris_checkpoint::{Buffers, Destination, Error, Kind, Reader, Request, Slot, Transfer};
 use lampyris_plan::share::intersection;
 use lampyris_plan::{Inventory, Parameter};
+use lampyris_torch::dim;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -107,85 +108,136 @@ fn copy_all(mut copies: Vec<(Tensor, &mut Vec<f32>)>, threads: usize) -> Result<
     })
 }
 
-/// A piece of a parameter that this rank needs.
-struct Wanted<'a> {
-    parameter: &'a Parameter,
-    kind: Kind,
-    /// Elements of the parameter.
-    within: Range<usize>,
-    values: Vec<f32>,
-}
-
 /// Refuses a checkpoint whose moments another optimizer left.
 fn check_optimizer(inventory: &Inventory, reader: &Reader) -> lampyris_checkpoint::Result<()> {
-    let saved: HashMap<&str, Optimizer> = reader
-        .manifest()
-        .tensors
-        .iter()
-        .filter_map(|entry| Some((entry.name.as_str(), entry.optimizer()?)))
-        .collect();
+    let tensors = &reader.manifest().tensors;
+    let saved: HashMap<&str, &TensorEntry> =
+        tensors.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     for parameter in &inventory.parameters {
-        let (tensor, wanted) = (&parameter.parts[0].hf_name, parameter.optimizer);
-        match saved.get(tensor.as_str()) {
-            Some(&found) if found != wanted => {
-                let (dir, tensor) = (reader.dir().to_path_buf(), tensor.clone());
-                return Err(Error::OtherOptimizer { dir, tensor, found, wanted });
+        let tensor = parameter.parts[0].hf_name.as_str();
+        let Some(entry) = saved.get(tensor) else { continue };
+        let (dir, tensor) = (reader.dir().to_path_buf(), tensor.to_string());
+        match entry.optimizer() {
+            Err(name) => {
+                return Err(Error::UnknownOptimizer { dir, tensor, name: name.to_string() });
             }
-            _ => {}
+            Ok(Some(found)) if found != parameter.optimizer => {
+                return Err(Error::OtherOptimizer {
+                    dir,
+                    tensor,
+                    found,
+                    wanted: parameter.optimizer,
+                });
+            }
+            Ok(_) => {}
         }
     }
     Ok(())
 }
 
+/// Elements of an array of the state, as the place where values of a checkpoint go: they are copied from the chunk in which
+/// they were read and nowhere else.
+struct Place(Tensor);
+
+impl Destination for Place {
+    fn elements(&self) -> usize {
+        self.0.numel()
+    }
+
+    fn split_at(self, count: usize) -> (Place, Place) {
+        let later = self.0.narrow(0, dim(count), dim(self.elements() - count));
+        (Place(self.0.narrow(0, 0, dim(count))), Place(later))
+    }
+
+    fn fill(mut self, values: &[f32]) {
+        copy_in(values, &mut self.0);
+    }
+}
+
+/// Where this rank keeps values of a parameter: elements of the parameter, and the memory for them.
+struct Held {
+    within: Range<usize>,
+    array: Tensor,
+}
+
+/// All places where this rank keeps values `kind` of a parameter: for weights what the forward pass reads, and the master
+/// weights that it owns where these are not the same memory; for moments what it owns.
+fn held(state: &State, parameter: &Parameter, kind: Kind) -> Vec<Held> {
+    let (bucket, placement) = state.buckets.place(parameter.id);
+    let array = &state.arrays[bucket];
+    let whole = placement.offset..placement.offset + placement.elements;
+    let owned = intersection(&whole, &array.owned);
+    let of_owned = |flat: &Tensor| {
+        let within = owned.start - whole.start..owned.end - whole.start;
+        Held { within, array: array.of_owned(flat, &owned) }
+    };
+    let mut held = Vec::new();
+    if kind == Kind::Weight {
+        let weights = array.weights.tensor.narrow(0, dim(whole.start), dim(whole.len()));
+        held.push(Held { within: 0..whole.len(), array: weights });
+    }
+    if owned.is_empty() {
+        return held;
+    }
+    match kind {
+        Kind::Weight if array.has_own_master() => held.push(of_owned(&array.master)),
+        Kind::ExpAvg => held.push(of_owned(&array.exp_avg)),
+        Kind::ExpAvgSq => held.extend(array.exp_avg_sq.as_ref().map(of_owned)),
+        Kind::Weight | Kind::GateBias => {}
+    }
+    held
+}
+
 /// Fills the state from a checkpoint, whatever layout wrote it: all weights of the parameters that this rank holds, and
-/// the moments that it owns. All ranges are asked for at once: each chunk of the checkpoint is then read once.
+/// the moments that it owns.
+///
+/// # Errors
+/// The checkpoint is of another model or optimizer, or damaged: the state is then filled in part, and of no use until
+/// another checkpoint has filled it.
 pub fn load(
     state: &mut State,
     inventory: &Inventory,
     reader: &Reader,
 ) -> lampyris_checkpoint::Result<()> {
     check_optimizer(inventory, reader)?;
-    let mut wanted: Vec<Wanted<'_>> = Vec::new();
-    for parameter in state.held(inventory) {
-        let (bucket, placement) = state.buckets.place(parameter.id);
-        let whole = placement.offset..placement.offset + placement.elements;
-        let owned = intersection(&whole, &state.arrays[bucket].owned);
-        for &kind in kept(parameter) {
-            let part = if kind == Kind::Weight { &whole } else { &owned };
-            if !part.is_empty() {
-                let within = part.start - whole.start..part.end - whole.start;
-                let values = vec![0f32; within.len()];
-                wanted.push(Wanted { parameter, kind, within, values });
-            }
-        }
-    }
+    fill(state, inventory, reader, kept)
+}
+
+/// Fills the weights alone, whatever optimizer left them: for generation.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_weights(
+    state: &mut State,
+    inventory: &Inventory,
+    reader: &Reader,
+) -> lampyris_checkpoint::Result<()> {
+    fill(state, inventory, reader, |_| &[Kind::Weight])
+}
+
+/// Fills `kinds` of all parameters that this rank holds, and the biases. All ranges are asked for at once: each chunk of the
+/// checkpoint is then read once.
+fn fill(
+    state: &mut State,
+    inventory: &Inventory,
+    reader: &Reader,
+    kinds: impl Fn(&Parameter) -> &'static [Kind],
+) -> lampyris_checkpoint::Result<()> {
     let mut requests = Vec::new();
-    for Wanted { parameter, kind, within, values } in &mut wanted {
-        let mut rest = values.as_mut_slice();
-        for range in split(parameter, within.clone()) {
-            let (out, tail) = rest.split_at_mut(range.within.len());
-            rest = tail;
-            requests.push(Request { tensor: range.tensor, kind: *kind, start: range.start, out });
+    for parameter in state.held(inventory) {
+        for &kind in kinds(parameter) {
+            for Held { within, array } in held(state, parameter, kind) {
+                for range in split(parameter, within.clone()) {
+                    let first = range.within.start - within.start;
+                    let out = Place(array.narrow(0, dim(first), dim(range.within.len())));
+                    requests.push(Request { tensor: range.tensor, kind, start: range.start, out });
+                }
+            }
         }
     }
     reader.load(requests, Transfer::default().threads)?;
-    for Wanted { parameter, kind, within, values } in &wanted {
-        let (bucket, placement) = state.buckets.place(parameter.id);
-        let array = &state.arrays[bucket];
-        let moments = match kind {
-            Kind::ExpAvg => Some(&array.exp_avg),
-            Kind::ExpAvgSq => array.exp_avg_sq.as_ref(),
-            Kind::Weight | Kind::GateBias => {
-                state.set_weights(parameter, values);
-                continue;
-            }
-        };
-        let owned = placement.offset + within.start..placement.offset + within.end;
-        let moments = moments.expect("asked for what the bucket has");
-        array.of_owned(moments, &owned).copy_(&Tensor::from_slice(values));
-    }
     for buffer in &inventory.buffers {
-        let out = &mut state.biases[buffer.layer];
+        let out = state.biases[buffer.layer].as_mut_slice();
         reader.read(&buffer.hf_name, Kind::GateBias, 0, out)?;
     }
     Ok(())
@@ -205,21 +257,5 @@ pub fn progress_from_state(state: &BTreeMap<String, Value>) -> Result<Progress> 
     serde_json::from_value(Value::Object(map)).context("the manifest's state is not a progress")
 }
 
-/// Whole-parameter fill from a checkpoint's weights only: for generation and evaluation.
-pub fn load_weights(
-    state: &mut State,
-    inventory: &Inventory,
-    reader: &Reader,
-) -> lampyris_checkpoint::Result<()> {
-    for parameter in &inventory.parameters {
-        let mut values = vec![0f32; parameter.elements()];
-        for range in split(parameter, 0..parameter.elements()) {
-            reader.read(range.tensor, Kind::Weight, range.start, &mut values[range.within])?;
-        }
-        state.set_weights(parameter, &values);
-    }
-    for buffer in &inventory.buffers {
-        reader.read(&buffer.hf_name, Kind::GateBias, 0, &mut state.biases[buffer.layer])?;
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

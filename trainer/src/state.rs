@@ -35,6 +35,11 @@ pub struct BucketState {
 }
 
 impl BucketState {
+    /// Whether the master weights are not the weights that the forward pass reads.
+    pub fn has_own_master(&self) -> bool {
+        self.weights.tensor.kind() != Kind::Float
+    }
+
     /// Elements `range` of the bucket in an array of the owned elements.
     pub fn of_owned(&self, array: &Tensor, range: &Range<usize>) -> Tensor {
         array.narrow(0, dim(range.start - self.owned.start), dim(range.len()))

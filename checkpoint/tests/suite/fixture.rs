@@ -43,6 +43,7 @@ pub(crate) fn tensors() -> Vec<TensorEntry> {
         name: name.to_string(),
         shape: shape.to_vec(),
         kinds: kinds.to_vec(),
+        optimizer: None,
     };
     vec![
         entry("model.embed_tokens.weight", &[67, 32], &trained),
@@ -148,7 +149,12 @@ pub(crate) fn check(reader: &Reader, threads: usize) -> Result<()> {
     }
     let requests = held
         .iter_mut()
-        .map(|(_, kind, tensor, out)| Request { tensor, kind: *kind, start: 0, out })
+        .map(|(_, kind, tensor, out)| Request {
+            tensor,
+            kind: *kind,
+            start: 0,
+            out: out.as_mut_slice(),
+        })
         .collect();
     reader.load(requests, threads)?;
     for (tensor, kind, name, found) in held {

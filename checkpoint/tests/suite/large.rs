@@ -47,8 +47,12 @@ fn process() {
         buffer: tensor,
         range: 0..TENSOR,
     };
-    let entry =
-        |tensor| TensorEntry { name: name(tensor), shape: vec![TENSOR], kinds: vec![Kind::Weight] };
+    let entry = |tensor| TensorEntry {
+        name: name(tensor),
+        shape: vec![TENSOR],
+        kinds: vec![Kind::Weight],
+        optimizer: None,
+    };
     let tensors = (0..TENSORS).map(entry).collect();
     let meta = lampyris_checkpoint::Meta { tensors, ..meta(id(1, attempt.0)) };
     saver.begin(Snapshot {
@@ -66,7 +70,7 @@ fn process() {
         tensor,
         kind: Kind::Weight,
         start: 0,
-        out,
+        out: out.as_mut_slice(),
     });
     reader.load(requests.collect(), 4).unwrap();
     for (tensor, values) in state.iter().enumerate() {

@@ -145,7 +145,7 @@ fn load_part(reader: &Reader, layout: &Layout, rank: usize) -> Result<Buffers> {
     let mut held: Buffers =
         layout.0[rank].iter().map(|&(_, _, _, len)| vec![f32::NAN; len as usize]).collect();
     let requests = layout.0[rank].iter().zip(&mut held).map(|(&(tensor, kind, start, _), out)| {
-        Request { tensor: &tensors[tensor].name, kind, start, out }
+        Request { tensor: &tensors[tensor].name, kind, start, out: out.as_mut_slice() }
     });
     reader.load(requests.collect(), 2)?;
     Ok(held)

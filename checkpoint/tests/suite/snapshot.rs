@@ -50,7 +50,7 @@ fn any_layout_reads_any_layout() {
                     tensor: &tensors[*tensor].name,
                     kind: *kind,
                     start: *start,
-                    out,
+                    out: out.as_mut_slice(),
                 })
                 .collect();
             reader.load(requests, 2).unwrap();

@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-const STEPS: u64 = 60;
+/// At 8 ms each on quick cores, so that what happens to a job happens before its end.
+const STEPS: u64 = 240;
 
 /// 8 micro-batches in 8 leaves, so that 1, 2 and 4 ranks share them evenly; a save every 8 steps.
 const SETS: [&str; 7] = [
@@ -107,8 +108,8 @@ fn up_shares_three_nodes_and_the_suspended_job_ends_undisturbed() {
         ends_undisturbed(&desk, name);
     }
     let attempts = |job| desk.show(job).unwrap()["attempt"].as_u64().unwrap();
-    assert_eq!((attempts(&high), attempts(&normal), attempts(&low)), (1, 1, 2));
     let events = desk.run(&["events", "--job", &low]);
+    assert_eq!((attempts(&high), attempts(&normal), attempts(&low)), (1, 1, 2), "{events}");
     assert!(events.contains(&format!("suspended for job {high} of priority high")), "{events}");
     // The same as a person finds it out.
     desk.run(&["checkpoint", "diff", "low", "undisturbed"]);

@@ -298,6 +298,7 @@ fn a_superseded_attempt_commits_nothing_and_is_never_chosen() {
     assert_eq!(open(&run, id(12, 2)).unwrap().manifest().parent, Some(id(10, 1)));
     // Even a commit that slipped through the check (here: by hand) is on no path.
     std::fs::rename(run.path(id(10, 1)), run.path(id(30, 1))).unwrap();
+    rename_inside(&run.path(id(30, 1)), 10, 30);
     assert_eq!(run.candidates().unwrap(), [id(12, 2)]);
     let keep_one = Retention { last: 1, every_steps: 0, best: false };
     assert!(matches!(run.prune(keep_one, Some(Attempt(1)), false), Err(Error::Superseded { .. })));
@@ -308,6 +309,16 @@ fn a_superseded_attempt_commits_nothing_and_is_never_chosen() {
     let overtaken = run.prune(keep_one, Some(Attempt(2)), false).unwrap();
     assert_eq!(overtaken.removed, [id(12, 2), id(30, 1)]);
     assert_eq!(pruned.swept, [".step-11.attempt-2.tmp", ".step-20.attempt-1.tmp"]);
+}
+
+/// Makes the manifest in `dir` say another step than `from`.
+fn rename_inside(dir: &Path, from: u64, to: u64) {
+    let path = dir.join("manifest.json");
+    let manifest = std::fs::read_to_string(&path).unwrap();
+    let body = manifest.split_once(r#""body":"#).unwrap().1.trim_end().strip_suffix('}').unwrap();
+    let body = body.replace(&format!(r#""step":{from},"#), &format!(r#""step":{to},"#));
+    let seal = lampyris_checkpoint::format::Checksum::of(body.as_bytes());
+    std::fs::write(&path, format!(r#"{{"xxh3":"{seal}","body":{body}}}"#)).unwrap();
 }
 
 #[test]

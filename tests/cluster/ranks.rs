@@ -94,6 +94,7 @@ fn up_shares_three_nodes_and_the_suspended_job_ends_undisturbed() {
     let mut line = String::new();
     BufReader::new(up.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains("a cluster of 3 nodes"), "{line}\n{}", desk.logs());
+    desk.wait_online(3);
     // Two nodes, one, two: the first must make room for the third.
     let low = submit(&desk, "low", &["--priority", "low", "--nodes", "2", "--ranks-per-node", "1"]);
     let normal = submit(&desk, "normal", &["--ranks-per-node", "2"]);

@@ -24,14 +24,14 @@ mod ranks;
 mod replay;
 mod resume;
 mod run;
-mod scheduler;
+pub(crate) mod scheduler;
 mod shim;
 mod slurm;
 mod submit;
 mod submit_job;
 mod submit_slurm;
 mod suspend;
-mod trace;
+pub(crate) mod trace;
 mod train;
 mod up;
 

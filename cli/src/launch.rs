@@ -85,8 +85,9 @@ struct Word {
 }
 
 impl Layout {
+    /// All ranks; of a layout that no plan has, as a file may hold it, the largest number.
     pub(crate) fn world(self) -> usize {
-        self.nodes * self.ranks_per_node
+        self.nodes.saturating_mul(self.ranks_per_node)
     }
 
     /// `2 nodes of 4 ranks`.
@@ -121,7 +122,7 @@ impl LaunchArgs {
 
     /// The number of data-parallel ranks that the command line asks for, if it does.
     pub(crate) fn ranks(&self) -> Option<usize> {
-        self.ranks_per_node.map(|ranks| ranks * self.nodes.unwrap_or(1))
+        self.ranks_per_node.map(|ranks| ranks.saturating_mul(self.nodes.unwrap_or(1)))
     }
 
     /// The layout of a start of `plan`.
@@ -269,5 +270,6 @@ mod tests {
         assert_eq!(args(Some(3), Some(2)).ranks(), Some(6));
         assert_eq!(args(None, Some(2)).ranks(), Some(2));
         assert_eq!(args(Some(3), None).ranks(), None);
+        assert_eq!(args(Some(3), Some(usize::MAX)).ranks(), Some(usize::MAX));
     }
 }

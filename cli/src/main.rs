@@ -7,6 +7,8 @@ mod backend;
 mod commands;
 mod compressors;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod imported;
 mod interrupt;
 mod launch;

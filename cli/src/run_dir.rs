@@ -8,6 +8,7 @@ use jiff::Zoned;
 use lampyris_checkpoint::Run;
 use lampyris_checkpoint::disk::{RealDisk, regular};
 use lampyris_data::{Dataset, Tokenizer};
+use lampyris_plan::validate::validate;
 use lampyris_plan::{TrainPlan, visible};
 use lampyris_worker::run_file;
 use lampyris_worker::shim::status::status_path;
@@ -151,6 +152,13 @@ impl RunDir {
             regular::read_text(&path, MAX_PLAN_BYTES).map_err(|e| CliError::read(&path, e))?;
         toml::from_str(&text)
             .map_err(|error| self.not_a_run(&format!("its plan.toml is damaged: {error}")))
+    }
+
+    /// The same for those who compute with it: a plan that breaks no rule.
+    pub(crate) fn valid_plan(&self) -> Result<TrainPlan, CliError> {
+        let plan = self.plan()?;
+        validate(&plan).map_err(CliError::Invalid)?;
+        Ok(plan)
     }
 
     /// Replaces the plan at once or not at all.

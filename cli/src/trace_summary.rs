@@ -105,10 +105,13 @@ impl RankTrace {
         if act == Act::Run(Task::UpdateBias) {
             self.steps += 1;
             self.ends.push(end);
-            let mut steps: Vec<f64> =
-                self.ends.windows(2).map(|pair| (pair[1] - pair[0]) / 1e6).collect();
-            self.step_s = median(&mut steps);
         }
+    }
+
+    /// Takes in that nothing follows.
+    pub(crate) fn end(&mut self) {
+        let steps = self.ends.windows(2).map(|pair| (pair[1] - pair[0]) / 1e6);
+        self.step_s = median(&mut steps.collect::<Vec<f64>>());
     }
 
     /// They are written when they are waited for: nearly in the order of their starts.

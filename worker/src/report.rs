@@ -5,11 +5,13 @@ use crate::run_file;
 use lampyris_proto::rank::from_rank::Body;
 use lampyris_proto::rank::{Evaluated, Finished, Sample, Saved, StepDone};
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::io;
 use std::path::Path;
 
 const FILE: &str = "report.json";
+
+/// Largest file that is read: it holds one sample of text and a few numbers.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// The first step of an attempt, and the last word of everything else.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,7 +59,7 @@ impl Report {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn read(run_dir: &Path) -> io::Result<Report> {
-        let text = fs::read(run_dir.join(FILE))?;
+        let text = run_file::read(run_dir, FILE, MOST_BYTES)?;
         serde_json::from_slice(&text).map_err(io::Error::from)
     }
 }
@@ -92,5 +94,8 @@ mod tests {
         assert!(Report::read(dir.path()).is_err());
         report.write(dir.path()).unwrap();
         assert_eq!(Report::read(dir.path()).unwrap(), expected);
+        std::fs::File::create(dir.path().join(FILE)).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        let error = Report::read(dir.path()).unwrap_err().to_string();
+        assert_eq!(error, "has more than 16777216 bytes");
     }
 }

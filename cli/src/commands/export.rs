@@ -41,7 +41,7 @@ enum Dtype {
 
 pub(crate) fn run(args: &Args) -> Result<u8, CliError> {
     let run = RunDir::open(&args.run)?;
-    let plan = run.plan()?;
+    let plan = run.valid_plan()?;
     let path = select(&args.run, args.step)?;
     let reader = Reader::open(Arc::new(RealDisk), &path)?;
     let tokenizer = run.tokenizer()?;

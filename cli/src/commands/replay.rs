@@ -60,7 +60,7 @@ fn start(run: &RunDir, checkpoints: &Run, record: Record) -> Result<Start, CliEr
          seed or text since",
         record.attempt
     ));
-    Ok(Start { dataset: fingerprint, plan: run.plan()? })
+    Ok(Start { dataset: fingerprint, plan: run.valid_plan()? })
 }
 
 /// Compares the count with the checkpoint that the attempt began from, if that is still there.

@@ -46,6 +46,12 @@ pub(crate) struct PolicyArgs {
 }
 
 impl PolicyArgs {
+    /// With the settings of a file.
+    #[cfg(test)]
+    pub(crate) fn of(path: &Path) -> PolicyArgs {
+        PolicyArgs { policy: Some(path.to_path_buf()) }
+    }
+
     /// The file's, or `default`.
     pub(crate) fn read(&self, default: Policy) -> Result<Policy, CliError> {
         let Some(path) = &self.policy else { return Ok(default) };

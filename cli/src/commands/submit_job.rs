@@ -13,7 +13,7 @@ use jiff::Zoned;
 use lampyris_comm::Secret;
 use lampyris_data::Dataset;
 use lampyris_plan::memory::{RankMemory, checkpoint_bytes};
-use lampyris_plan::validate::{check_trainable, validate};
+use lampyris_plan::validate::check_trainable;
 use lampyris_plan::{Shares, TrainPlan};
 use lampyris_proto::v1;
 use lampyris_worker::run_file;
@@ -108,8 +108,7 @@ impl Prepared {
     /// A run that exists, to be continued as a job.
     pub(crate) fn existing(path: &Path, launch: &LaunchArgs) -> Result<Prepared, CliError> {
         let run = RunDir::open(path)?;
-        let plan = run.plan()?;
-        validate(&plan).map_err(CliError::Invalid)?;
+        let plan = run.valid_plan()?;
         let layout = launch.layout(&plan)?;
         let record = run.dataset()?;
         let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();

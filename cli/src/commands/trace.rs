@@ -9,8 +9,11 @@ use lampyris_checkpoint::disk::regular;
 use lampyris_plan::Shares;
 use lampyris_plan::timeline;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+
+/// Longest line of a trace: one has a few hundred bytes.
+const MOST_LINE_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -26,22 +29,28 @@ pub(crate) enum Command {
 
 pub(crate) fn run(command: Command) -> Result<u8, CliError> {
     let Command::Summary { run, json } = command;
-    let run = RunDir::open(&run)?;
-    let (folder, shares) = (run.path().join("traces"), Shares::of(&run.plan()?));
-    let mut ranks = Vec::new();
-    for (rank, path) in newest(&folder)? {
-        let mut trace = read(rank, &path)?;
-        if trace.names_acts() {
-            let share = shares.rank(rank);
-            trace.bound = Some(timeline::bound(share.program(), |act| trace.cost(act)));
-        }
-        ranks.push(trace);
-    }
+    let ranks = summary(&RunDir::open(&run)?)?;
     match json {
         true => screen::json(&ranks),
         false => screen::say(table(&ranks)),
     }
     Ok(0)
+}
+
+/// The sums of every rank that has left a trace of the newest traced attempt.
+pub(crate) fn summary(run: &RunDir) -> Result<Vec<RankTrace>, CliError> {
+    let shares = Shares::of(&run.valid_plan()?);
+    let mut ranks = Vec::new();
+    for (rank, path) in newest(&run.path().join("traces"))? {
+        let mut trace = read(rank, &path)?;
+        // A later resume may have fewer ranks: what this one computed is not in its plan.
+        if trace.names_acts() && rank < shares.mesh().data {
+            let share = shares.rank(rank);
+            trace.bound = Some(timeline::bound(share.program(), |act| trace.cost(act)));
+        }
+        ranks.push(trace);
+    }
+    Ok(ranks)
 }
 
 /// The traces of the newest attempt that has any, by rank.
@@ -68,15 +77,18 @@ fn newest(folder: &Path) -> Result<Vec<(usize, PathBuf)>, CliError> {
     Ok(ranks)
 }
 
-/// One event a line; a last line that was cut off is left out.
+/// One event a line. What is none is left out: a last line that was cut off, and a longer one, read in pieces.
 fn read(rank: usize, path: &Path) -> Result<RankTrace, CliError> {
     let failed = |source| CliError::read(path, source);
-    let mut trace = RankTrace::new(rank);
-    for line in BufReader::new(regular::open(path).map_err(failed)?).lines() {
-        let line = line.map_err(failed)?;
-        if let Ok(event) = serde_json::from_str(line.trim_end_matches(',')) {
+    let mut file = BufReader::new(regular::open(path).map_err(failed)?);
+    let (mut trace, mut line) = (RankTrace::new(rank), Vec::new());
+    while file.by_ref().take(MOST_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)? > 0 {
+        let event = line.trim_ascii_end();
+        if let Ok(event) = serde_json::from_slice(event.strip_suffix(b",").unwrap_or(event)) {
             trace.add(&event);
         }
+        line.clear();
     }
+    trace.end();
     Ok(trace)
 }

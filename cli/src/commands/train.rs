@@ -11,7 +11,7 @@ use crate::run_dir::RunDir;
 use crate::screen;
 use crate::started_run::Start;
 use jiff::Zoned;
-use lampyris_plan::validate::{check_trainable, validate};
+use lampyris_plan::validate::check_trainable;
 use lampyris_proto::Attempt;
 use std::path::{Path, PathBuf};
 
@@ -100,8 +100,7 @@ pub(crate) fn take_part(
     environment: &Environment,
 ) -> Result<u8, CliError> {
     let rank_program = rank_program::find(environment.rank_program.clone())?;
-    let plan = run.plan()?;
-    validate(&plan).map_err(CliError::Invalid)?;
+    let plan = run.valid_plan()?;
     memory::check(&plan, layout, place.as_ref())?;
     let record = run.dataset()?;
     let kept = record.as_ref().map(|record| reopen(&plan, record)).transpose()?.flatten();

@@ -9,14 +9,18 @@ use super::submission::{Record, now_ms, record};
 use crate::error::CliError;
 use crate::launch::{Layout, Place};
 use crate::run_dir::RunDir;
+use lampyris_checkpoint::disk::regular;
 use lampyris_comm::Secret;
 use lampyris_worker::shim::control;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Largest file for `slurm node`.
+const MOST_LAUNCH_BYTES: u64 = 4096;
 
 /// What Slurm tells a process of a job.
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +125,8 @@ fn write_private(path: &Path, launch: &Launch) -> Result<(), CliError> {
 impl Launch {
     /// Reads what [`claim`] has left at `path`.
     pub(crate) fn read(path: &Path) -> Result<Launch, CliError> {
-        let bytes = fs::read(path).map_err(|error| CliError::read(path, error))?;
+        let bytes = regular::read(path, MOST_LAUNCH_BYTES);
+        let bytes = bytes.map_err(|error| CliError::read(path, error))?;
         serde_json::from_slice(&bytes).map_err(|error| CliError::read(path, error.into()))
     }
 

@@ -2,9 +2,6 @@
 //! bytes are, a command has an answer or an error that names the file. The corpus is `testdata/run_dir`, one file per input,
 //! named by its parser. Checkpoints, lineages and records of attempts are fuzzed in `checkpoint`.
 
-#[path = "../../data/tests/mutate.rs"]
-mod mutate;
-
 use crate::backend::local;
 use crate::commands::scheduler::PolicyArgs;
 use crate::commands::trace;
@@ -18,6 +15,7 @@ use crate::slurm::settings::{Settings, SlurmArgs, SlurmConfig};
 use crate::slurm::submission;
 use crate::trace_summary::table;
 use lampyris_data::PartSummary;
+use lampyris_fuzz::fuzz;
 use lampyris_plan::digest::{Digests, changes};
 use lampyris_worker::report::Report;
 use lampyris_worker::shim::status;
@@ -140,8 +138,8 @@ fn plan(run: &RunDir) {
 }
 
 fn run(time: Duration, seed: Option<u64>) {
-    let desk = std::panic::AssertUnwindSafe(Desk::new());
-    mutate::fuzz(&corpus(), time, seed, &move |parser, input| desk.parse(parser, input));
+    let desk = Desk::new();
+    fuzz(&corpus(), time, seed, |parser, input| desk.parse(parser, input));
 }
 
 #[test]

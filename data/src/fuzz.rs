@@ -3,12 +3,9 @@
 use crate::manifest::FileSum;
 use crate::source::{self, Corpus};
 use crate::{Dataset, Manifest, Options, Silent, Source, Split, Tokenizer, TokenizerSpec, prepare};
-use mutate::fuzz;
+use lampyris_fuzz::fuzz;
 use std::path::Path;
 use std::time::Duration;
-
-#[path = "../tests/mutate.rs"]
-mod mutate;
 
 /// A prepared folder, as it was made.
 struct Prepared {
@@ -133,9 +130,9 @@ fn parse(prepared: &Prepared, parser: &str, input: &[u8]) {
 
 fn run(time: Duration, seed: Option<u64>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let prepared = std::panic::AssertUnwindSafe(Prepared::new());
+    let prepared = Prepared::new();
     assert_eq!(prepared.options.cache_dir.read_dir().unwrap().count(), 3);
-    fuzz(&folder, time, seed, &move |parser, input| parse(&prepared, parser, input));
+    fuzz(&folder, time, seed, |parser, input| parse(&prepared, parser, input));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::process::Command;
 /// Folder of a crate and the folders it may depend on. `tests` may depend on all.
 const ARROWS: &[(&str, &[&str])] = &[
     ("plan", &[]),
+    ("fuzz", &[]),
     ("recipes", &["plan"]),
     ("proto", &[]),
     ("comm", &[]),

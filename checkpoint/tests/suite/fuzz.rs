@@ -1,21 +1,18 @@
-//! Mutation fuzzing of every parser of this crate that reads a disk, on stable Rust.
-//!
-//! The committed corpus (`tests/corpus`, one file per input, named by its parser) is replayed in every run, then each input
-//! is mutated: bits, bytes, cuts, repeats, splices, and numbers in the text. What a checksum would refuse is sealed again,
-//! so that the mutation reaches what lies behind it. A short run is part of `make test`, a longer one of `make test-long`.
-//! A failure prints the seed and the input.
+//! Fuzzing of every parser of this crate that reads a disk (`tests/corpus`). What a checksum would refuse is sealed again, so that
+//! a mutation reaches what lies behind it.
 
 use super::crash_disk::CrashDisk;
-use super::fixture::{Random, id};
+use super::fixture::id;
 use lampyris_checkpoint::disk::{Access, Disk};
 use lampyris_checkpoint::format::Checksum;
 use lampyris_checkpoint::hf::{Folder, config};
 use lampyris_checkpoint::report::list;
 use lampyris_checkpoint::{CheckpointId, Error, Lineage, Reader, Retention, Run};
+use lampyris_fuzz::fuzz;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes of the data file of each rank, all zero.
 const DATA_BYTES: usize = 4096;
@@ -191,90 +188,9 @@ fn corpus_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus")
 }
 
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(corpus_dir())
-        .unwrap()
-        .map(|entry| {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name.split('-').next().unwrap().to_string(), std::fs::read(path).unwrap())
-        })
-        .collect();
-    all.sort();
-    assert!(all.len() >= 12, "two inputs per parser at least");
-    all
-}
-
-/// Numbers at which arithmetic breaks.
-const EXTREMES: [&str; 9] = [
-    "0",
-    "1",
-    "-1",
-    "63",
-    "4097",
-    "4294967295",
-    "4611686018427387904",
-    "9223372036854775808",
-    "18446744073709551615",
-];
-
-fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
-    for _ in 0..=random.below(3) {
-        let length = input.len();
-        let at = random.below(length.max(1) as u64) as usize;
-        match random.below(9) {
-            0..=2 => replace_number(input, at, EXTREMES[random.below(9) as usize].as_bytes()),
-            3 if at < length => input[at] ^= 1 << random.below(8),
-            4 if at < length => input[at] = b"\0\n\"0,:]}"[random.below(8) as usize],
-            5 => input.truncate(at),
-            6 => {
-                let end = (at + random.below(40) as usize).min(length);
-                let piece = input[at.min(end)..end].to_vec();
-                input.splice(at..at, piece);
-            }
-            7 => {
-                let cut = random.below(other.len().max(1) as u64) as usize;
-                input.truncate(at);
-                input.extend(other.get(cut..).unwrap_or_default());
-            }
-            _ => input.insert(at, random.below(256) as u8),
-        }
-    }
-}
-
-/// Replaces the first run of digits from `at` on.
-fn replace_number(input: &mut Vec<u8>, at: usize, by: &[u8]) {
-    let is_digit = |byte: &u8| byte.is_ascii_digit();
-    let Some(begin) = input.iter().skip(at).position(is_digit).map(|skipped| at + skipped) else {
-        return;
-    };
-    let digits = input[begin..].iter().take_while(|byte| is_digit(byte)).count();
-    input.splice(begin..begin + digits, by.iter().copied());
-}
-
-fn fuzz(time: Duration) {
-    let (desk, corpus) = (Desk::new(), corpus());
-    for (parser, input) in &corpus {
-        desk.parse(parser, input);
-    }
-    let seed = Instant::now().elapsed().as_nanos() as u64 ^ (u64::from(std::process::id()) << 20);
-    let mut random = Random(seed);
-    let until = Instant::now() + time;
-    let mut runs = 0u64;
-    while Instant::now() < until {
-        for _ in 0..100 {
-            let (parser, input) = &corpus[random.below(corpus.len() as u64) as usize];
-            let other = &corpus[random.below(corpus.len() as u64) as usize].1;
-            let mut mutated = input.clone();
-            mutate(&mut mutated, other, &mut random);
-            let parse = std::panic::AssertUnwindSafe(|| desk.parse(parser, &mutated));
-            let result = std::panic::catch_unwind(parse);
-            let text = String::from_utf8_lossy(&mutated);
-            assert!(result.is_ok(), "seed {seed}, parser {parser}, input {text}");
-            runs += 1;
-        }
-    }
-    assert!(runs > 0, "seed {seed}");
+fn run(time: Duration) {
+    let desk = Desk::new();
+    fuzz(&corpus_dir(), time, None, |parser, input| desk.parse(parser, input));
 }
 
 #[test]
@@ -308,11 +224,11 @@ fn good_inputs_of_the_corpus_are_read() {
 
 #[test]
 fn parsers_survive_the_corpus_and_a_second_of_mutations() {
-    fuzz(Duration::from_secs(1));
+    run(Duration::from_secs(1));
 }
 
 #[test]
 #[ignore = "long: five minutes of mutations"]
 fn parsers_survive_five_minutes_of_mutations() {
-    fuzz(Duration::from_secs(300));
+    run(Duration::from_secs(300));
 }

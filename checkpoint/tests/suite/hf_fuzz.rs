@@ -1,8 +1,8 @@
 //! Fuzzing of the JSON files of Hugging Face folders, beside weights that do not change.
 
-use super::mutate::fuzz;
 use super::oracle;
 use lampyris_checkpoint::hf::{Folder, Import};
+use lampyris_fuzz::fuzz;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,9 +30,8 @@ fn run(time: Duration, seed: Option<u64>) {
         std::fs::copy(oracle("llama_gqa").join("model.safetensors"), folder.join(weights)).unwrap();
         std::fs::copy(oracle("llama_gqa").join("config.json"), folder.join("config.json")).unwrap();
     }
-    let path = dir.path().to_path_buf();
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus-hf");
-    fuzz(&corpus, time, seed, &move |parser, input| open(&path, parser, input));
+    fuzz(&corpus, time, seed, |parser, input| open(dir.path(), parser, input));
 }
 
 #[test]

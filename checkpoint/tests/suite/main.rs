@@ -15,8 +15,6 @@ mod hooked_disk;
 mod kill;
 mod large;
 mod lost;
-#[path = "../../../data/tests/mutate.rs"]
-mod mutate;
 mod peers;
 mod ranks;
 mod replica;

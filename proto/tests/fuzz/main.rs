@@ -5,15 +5,13 @@
 //! mutated.
 #![allow(clippy::unwrap_used, reason = "a test panics")]
 
-mod mutate;
-
+use lampyris_fuzz::fuzz;
 use lampyris_proto::frame::{self, Decoder};
 use lampyris_proto::{rank, v1};
-use mutate::{Random, mutate};
 use prost::Message;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus")
@@ -48,45 +46,20 @@ fn feed(name: &str, input: &[u8], piece: usize) {
     }
 }
 
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let read = |entry: std::io::Result<fs::DirEntry>| {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        (name.split('-').next().unwrap().to_string(), fs::read(path).unwrap())
-    };
-    let mut all: Vec<(String, Vec<u8>)> = fs::read_dir(folder()).unwrap().map(read).collect();
-    all.sort();
-    assert!(all.len() >= 4, "one stream of each message at least");
-    all
-}
-
-fn fuzz(time: Duration) {
-    let corpus = corpus();
-    for (name, input) in &corpus {
-        feed(name, input, 3);
-    }
-    let seed = u64::from(std::process::id()) << 20 | 1;
-    let mut random = Random(seed);
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        let (name, input) = &corpus[random.below(corpus.len())];
-        let mut mutated = input.clone();
-        mutate(&mut mutated, &corpus[random.below(corpus.len())].1, &mut random);
-        let piece = random.below(64);
-        let result = std::panic::catch_unwind(|| feed(name, &mutated, piece));
-        assert!(result.is_ok(), "seed {seed}, {name} in pieces of {piece}, input {mutated:02x?}");
-    }
+fn run(time: Duration) {
+    // As many bytes at a time as the input says: any number comes up.
+    fuzz(&folder(), time, None, |name, input| feed(name, input, 1 + input.len() % 64));
 }
 
 #[test]
 fn frames_survive_the_corpus_and_half_a_second_of_mutations() {
-    fuzz(Duration::from_millis(500));
+    run(Duration::from_millis(500));
 }
 
 #[test]
 #[ignore = "long: ten minutes"]
 fn frames_survive_ten_minutes_of_mutations() {
-    fuzz(Duration::from_secs(600));
+    run(Duration::from_secs(600));
 }
 
 /// Writes the corpus again, after a change of the messages.

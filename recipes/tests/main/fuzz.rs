@@ -1,7 +1,7 @@
 //! Fuzzing of recipes and of `--set`: whatever a person writes gives a plan or problems.
 
 use crate::defaults;
-use crate::mutate::fuzz;
+use lampyris_fuzz::fuzz;
 use lampyris_plan::TrainPlan;
 use lampyris_recipes::{RecipeError, parse, shipped};
 use std::path::Path;
@@ -25,7 +25,7 @@ fn read(parser: &str, input: &[u8]) {
 }
 
 fn run(time: Duration, seed: Option<u64>) {
-    fuzz(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus"), time, seed, &read);
+    fuzz(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus"), time, seed, read);
 }
 
 #[test]

@@ -4,8 +4,6 @@ mod docs;
 mod errors;
 mod fuzz;
 mod golden;
-#[path = "../../../data/tests/mutate.rs"]
-mod mutate;
 mod overrides;
 mod shipped;
 

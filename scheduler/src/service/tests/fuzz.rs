@@ -1,19 +1,11 @@
-//! Mutation fuzzing of every message that the scheduler takes in, from its bytes through the checks into the core and the
-//! database, on stable Rust.
-//!
-//! The committed corpus (`testdata/corpus`, one file per input, named by its message) is replayed in every run, then each
-//! input is mutated: bits, bytes, cuts, repeats, splices, extreme numbers. A failure prints the seed and the input.
-
-#[path = "../../../../proto/tests/fuzz/mutate.rs"]
-mod mutate;
+//! Fuzzing of every message that the scheduler takes in, from its bytes through the checks into the core and the database
+//! (`testdata/corpus`).
 
 use super::*;
 use crate::core::NodeName;
 use crate::store::EventFilter;
-use mutate::{Random, mutate};
 use prost::Message as _;
 use std::path::PathBuf;
-use std::time::Instant;
 use tonic::Status;
 
 /// A scheduler without a network, a job on a node, and a worker that speaks.
@@ -135,67 +127,43 @@ fn parse_row(input: &[u8]) {
     }
 }
 
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus");
-    let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(&folder)
-        .expect("the corpus is committed")
-        .map(|entry| {
-            let path = entry.expect("a file").path();
-            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-            let message = name.split('-').next().expect("a first part").to_string();
-            (message, std::fs::read(path).expect("readable"))
-        })
-        .collect();
-    all.sort();
-    all
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus")
 }
 
 fn sample(message: &str) -> Vec<u8> {
-    let found = corpus().into_iter().find(|(of, _)| of == message);
+    let found = lampyris_fuzz::corpus(&folder()).into_iter().find(|(of, _)| of == message);
     found.unwrap_or_else(|| panic!("no {message} in the corpus")).1
 }
 
-fn fuzz(time: Duration) {
-    let corpus = corpus();
+fn run(time: Duration) {
     let mut target = Target::new();
-    for (message, input) in &corpus {
-        target.feed(message, input);
-    }
-    target.settle();
-    let seed = u64::from(std::process::id()) << 20 | 1;
-    let mut random = Random(seed ^ Instant::now().elapsed().as_nanos() as u64);
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        let (message, input) = &corpus[random.below(corpus.len())];
-        let mut mutated = input.clone();
-        mutate(&mut mutated, &corpus[random.below(corpus.len())].1, &mut random);
-        let fed = std::panic::AssertUnwindSafe(|| target.feed(message, &mutated));
-        let result = std::panic::catch_unwind(fed);
-        assert!(result.is_ok(), "seed {seed}, message {message}, input {mutated:02x?}");
+    lampyris_fuzz::fuzz(&folder(), time, None, |message, input| {
         // Many jobs make every look slow; what they teach is learnt.
         if target.fed > 20_000 {
             target = Target::new();
         }
-    }
+        target.feed(message, input);
+    });
     target.settle();
 }
 
 #[test]
 fn messages_survive_the_corpus_and_a_second_of_mutations() {
-    fuzz(Duration::from_secs(1));
+    run(Duration::from_secs(1));
 }
 
 #[test]
 #[ignore = "long: ten minutes"]
 fn messages_survive_ten_minutes_of_mutations() {
-    fuzz(Duration::from_secs(600));
+    run(Duration::from_secs(600));
 }
 
 /// Writes the corpus again, after a change of the messages; extreme values that once did harm are among it.
 #[test]
 #[ignore = "long: writes testdata/corpus"]
 fn write_the_corpus() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus");
+    let folder = folder();
     std::fs::create_dir_all(&folder).expect("a folder");
     for (name, bytes) in submissions().into_iter().chain(requests()).chain(words()) {
         std::fs::write(folder.join(name), bytes).expect("written");

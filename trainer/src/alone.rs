@@ -3,7 +3,6 @@
 
 use crate::executor::Executor;
 use crate::forward::Reader;
-use crate::lanes::Values;
 use crate::micro::Micro;
 use crate::{Error, Result};
 use lampyris_model::MicroBatch;
@@ -59,15 +58,11 @@ impl Machine for Replay<'_, '_> {
     type Error = Error;
 
     fn wait(&mut self, transfer: Transfer) -> Result<()> {
-        let Executor { state, network, ranks, lanes, clock, .. } = &mut *self.rank;
-        let mut on = Values { micros: &mut self.micros, state, network, ranks };
-        lanes.of(transfer).wait(transfer, &mut on, clock)
+        self.rank.wait(transfer, &mut self.micros)
     }
 
     fn start(&mut self, transfer: Transfer) -> Result<()> {
-        let Executor { state, network, ranks, lanes, .. } = &mut *self.rank;
-        let mut on = Values { micros: &mut self.micros, state, network, ranks };
-        lanes.of(transfer).start(transfer, &mut on)
+        self.rank.start(transfer, &mut self.micros)
     }
 
     fn compute(&mut self, task: Task) -> Result<()> {

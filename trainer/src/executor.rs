@@ -87,6 +87,20 @@ impl Executor<'_> {
         let (loss_sums, balance_sum) = tally.sums();
         Ok(StepReport { loss_sums, balance_sum, grad_norm, expert_counts: tally.expert_counts })
     }
+
+    /// Begins a transfer of `micros` or of the state on its lane.
+    pub(crate) fn start(&mut self, transfer: Transfer, micros: &mut [Micro]) -> Result<()> {
+        let Executor { state, network, ranks, lanes, .. } = self;
+        let mut on = Values { micros, state, network, ranks };
+        lanes.of(transfer).start(transfer, &mut on)
+    }
+
+    /// Waits for a transfer on its lane.
+    pub(crate) fn wait(&mut self, transfer: Transfer, micros: &mut [Micro]) -> Result<()> {
+        let Executor { state, network, ranks, lanes, clock, .. } = self;
+        let mut on = Values { micros, state, network, ranks };
+        lanes.of(transfer).wait(transfer, &mut on, clock)
+    }
 }
 
 /// A step on its way through its program.
@@ -102,15 +116,11 @@ impl Machine for Step<'_, '_> {
     type Error = Error;
 
     fn wait(&mut self, transfer: Transfer) -> Result<()> {
-        let Executor { state, network, ranks, lanes, clock, .. } = &mut *self.rank;
-        let mut on = Values { micros: &mut self.micros, state, network, ranks };
-        lanes.of(transfer).wait(transfer, &mut on, clock)
+        self.rank.wait(transfer, &mut self.micros)
     }
 
     fn start(&mut self, transfer: Transfer) -> Result<()> {
-        let Executor { state, network, ranks, lanes, .. } = &mut *self.rank;
-        let mut on = Values { micros: &mut self.micros, state, network, ranks };
-        lanes.of(transfer).start(transfer, &mut on)
+        self.rank.start(transfer, &mut self.micros)
     }
 
     fn compute(&mut self, task: Task) -> Result<()> {

@@ -1,11 +1,9 @@
 //! Whose fault it is: jobs that cannot start, text that is damaged, files that are not what they seem, drains, cores.
 
-use crate::desk::{Desk, kill, signal};
+use crate::desk::{Desk, signal};
 use crate::history::check;
 use rustix::process::Signal;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 
 /// The only node, as `nodes` shows it.
 fn node(desk: &Desk) -> serde_json::Value {
@@ -66,26 +64,14 @@ fn a_link_in_place_of_a_log_is_neither_written_nor_shown() {
     assert!(said.contains("is a link"), "{said}");
 }
 
-/// Starts `up` with so many nodes and waits until it is there.
-fn up(desk: &Desk, nodes: &str) -> Child {
-    let mut command = desk.command(&["up", "--nodes", nodes, "--policy", "policy.toml"]);
-    let log = fs::File::options().create(true).append(true).open(desk.path("up.log")).unwrap();
-    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("a cluster of"), "{line}\n{}", desk.logs());
-    child
-}
-
 #[test]
 fn an_up_that_was_killed_while_it_emptied_its_nodes_leaves_no_drain() {
     let desk = Desk::new("1000 1");
-    let mut first = up(&desk, "2");
+    let first = desk.start_up(2);
     let drained = |desk: &Desk, index: usize| {
         let nodes = desk.json(&["nodes", "--json"])?;
         nodes[index]["draining"].as_bool()
     };
-    desk.wait_for("two nodes", |desk| drained(desk, 1).map(|_| true));
     let job = desk.submit("one", 3, &["--set", "schedule.warmup_tokens=512"]);
     desk.wait_phase(&job, "running");
     // A person's drain is none of its business.
@@ -96,24 +82,19 @@ fn an_up_that_was_killed_while_it_emptied_its_nodes_leaves_no_drain() {
     let index = usize::from(busy == "node-1");
     // Or it was quicker, and has gone.
     desk.wait_for("the drain", |desk| Some(drained(desk, index) != Some(false)));
-    first.kill().unwrap();
-    first.wait().unwrap();
-    let second = up(&desk, "2");
+    drop(first);
+    let _second = desk.start_up(2);
     desk.wait_phase(&job, "succeeded");
     check(&desk, "one", 3);
     assert_eq!((drained(&desk, index), drained(&desk, 1 - index)), (Some(false), Some(true)));
-    kill(&mut Some(second));
 }
 
 #[test]
 fn an_up_of_fewer_nodes_does_not_wait_for_the_one_that_has_left() {
     let desk = Desk::new("5 10");
-    let mut first = up(&desk, "2");
-    let both = |desk: &Desk| Some(desk.json(&["nodes", "--json"])?.as_array()?.len() == 2);
-    desk.wait_for("two nodes", both);
-    signal(first.id(), Signal::INT);
-    assert_eq!(first.wait().unwrap().code(), Some(0), "{}", desk.logs());
-    let second = up(&desk, "1");
+    let first = desk.start_up(2);
+    first.stop(&desk);
+    let _second = desk.start_up(1);
     let nodes = desk.json(&["nodes", "--json"]).unwrap();
     assert_eq!(
         (&nodes[1]["state"], &nodes[1]["reason"]),
@@ -121,7 +102,6 @@ fn an_up_of_fewer_nodes_does_not_wait_for_the_one_that_has_left() {
     );
     let job = desk.submit("one", 20, &[]);
     desk.wait_phase(&job, "succeeded");
-    kill(&mut Some(second));
 }
 
 #[test]

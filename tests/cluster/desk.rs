@@ -4,6 +4,7 @@ use lampyris_tests::{program, repository};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -133,6 +134,18 @@ impl Desk {
         self.wait_online(workers);
     }
 
+    /// Starts `up` and waits until it takes jobs.
+    pub(crate) fn start_up(&self, nodes: usize) -> Up {
+        let number = nodes.to_string();
+        let mut command = self.command(&["up", "--nodes", &number, "--policy", "policy.toml"]);
+        let log = File::options().create(true).append(true).open(self.path("up.log")).unwrap();
+        let mut up = Up(command.stdout(Stdio::piped()).stderr(log).spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(up.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("a cluster of {nodes} nodes")), "{line}\n{}", self.logs());
+        up
+    }
+
     pub(crate) fn wait_online(&self, workers: usize) {
         self.wait_for("all nodes to be online", |desk| Some(desk.online()? == workers));
     }
@@ -237,6 +250,28 @@ impl Desk {
             }
         }
         found
+    }
+}
+
+/// `lampyris up`, which ends with its test at the latest.
+pub(crate) struct Up(Child);
+
+impl Up {
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn stop(mut self, desk: &Desk) {
+        signal(self.0.id(), rustix::process::Signal::INT);
+        assert_eq!(self.0.wait().unwrap().code(), Some(0), "{}", desk.logs());
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

@@ -5,8 +5,6 @@ use crate::desk::{Desk, signal};
 use lampyris_tests::desk::assert_same_state;
 use lampyris_tests::repository;
 use rustix::process::Signal;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
 
 /// At 8 ms each on quick cores, so that what happens to a job happens before its end.
 const STEPS: u64 = 240;
@@ -88,13 +86,7 @@ fn a_rank_that_does_not_enter_an_operation_is_named_and_the_job_goes_on() {
 fn up_shares_three_nodes_and_the_suspended_job_ends_undisturbed() {
     let desk = Desk::of_real_ranks();
     train_undisturbed(&desk);
-    let mut up = desk.command(&["up", "--nodes", "3", "--policy", "policy.toml"]);
-    let log = std::fs::File::create(desk.path("up.log")).unwrap();
-    let mut up = up.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(up.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("a cluster of 3 nodes"), "{line}\n{}", desk.logs());
-    desk.wait_online(3);
+    let up = desk.start_up(3);
     // Two nodes, one, two: the first must make room for the third.
     let low = submit(&desk, "low", &["--priority", "low", "--nodes", "2", "--ranks-per-node", "1"]);
     let normal = submit(&desk, "normal", &["--ranks-per-node", "2"]);
@@ -114,6 +106,5 @@ fn up_shares_three_nodes_and_the_suspended_job_ends_undisturbed() {
     assert!(events.contains(&format!("suspended for job {high} of priority high")), "{events}");
     // The same as a person finds it out.
     desk.run(&["checkpoint", "diff", "low", "undisturbed"]);
-    signal(up.id(), Signal::INT);
-    assert_eq!(up.wait().unwrap().code(), Some(0), "{}", desk.logs());
+    up.stop(&desk);
 }

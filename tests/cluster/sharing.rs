@@ -7,9 +7,7 @@ use lampyris_tests::steady::read;
 use rustix::process::Signal;
 use std::cell::RefCell;
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
 
 #[test]
 fn low_is_suspended_high_runs_and_low_ends_as_if_undisturbed() {
@@ -72,31 +70,17 @@ fn a_person_suspends_resumes_watches_and_stops() {
 #[test]
 fn up_is_a_whole_cluster_that_stops_cleanly_and_goes_on_later() {
     let desk = Desk::new("20 10");
-    let start = || {
-        let mut command = desk.command(&["up", "--nodes", "3", "--policy", "policy.toml"]);
-        let log = std::fs::File::create(desk.path("up.log")).unwrap();
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        assert!(line.contains("a cluster of 3 nodes"), "{line}\n{}", desk.logs());
-        (child, out)
-    };
-    let (mut up, out) = start();
-    desk.wait_for("nodes", |desk| Some(desk.json(&["nodes", "--json"])?.as_array()?.len() == 3));
+    let up = desk.start_up(3);
     let job = desk.submit("one", 200, &[]);
     desk.wait_step(&job, 5);
-    crate::desk::signal(up.id(), Signal::INT);
-    assert_eq!(up.wait().unwrap().code(), Some(0), "{}", desk.logs());
-    drop(out);
+    up.stop(&desk);
     let lines = read(&desk.path("one"));
     assert_eq!(lines.last().unwrap().what, "suspend", "{lines:?}");
     assert!(desk.processes("--socket-fd").is_empty());
-    let (mut up, _out) = start();
+    let up = desk.start_up(3);
     desk.wait_phase(&job, "succeeded");
     check(&desk, "one", 200);
-    crate::desk::signal(up.id(), Signal::INT);
-    assert_eq!(up.wait().unwrap().code(), Some(0), "{}", desk.logs());
+    up.stop(&desk);
 }
 
 #[test]

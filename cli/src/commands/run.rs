@@ -3,11 +3,10 @@
 
 use super::cluster::{ClusterArgs, remove_socket};
 use super::daemon::{runtime, second_stop_signal, stop_signal};
-use super::nodes::all as all_nodes;
 use super::submit::follow;
 use super::submit_job::{JobOptions, Prepared};
 use super::train::RunDirArgs;
-use super::up::{Cluster, Size, blocking};
+use super::up::{Cluster, Size, await_nodes, blocking};
 use super::{Environment, RecipeArgs};
 use crate::backend::Backend;
 use crate::backend::scheduler::Scheduler;
@@ -24,17 +23,9 @@ use lampyris_worker::shim::status::unix_ms;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 /// Nobody else is on this cluster: heartbeats, and with them the progress that is shown, come every second.
 const LEASE_MS: u64 = 4_000;
-
-/// How long the nodes of the cluster may take to register.
-const NODES_LIMIT: Duration = Duration::from_secs(30);
-
-/// Between two looks at whether they have.
-const LOOK_PERIOD: Duration = Duration::from_millis(20);
 
 /// Exit code of a run that was stopped before its checkpoint was complete.
 const STOPPED: u8 = 130;
@@ -106,9 +97,9 @@ fn on_own_cluster(
         let cluster = Cluster::start(&scratch.0, &size, policy, &environment)?;
         let target = ClusterArgs::at(cluster.address()).address_only();
         let (submit, prepared) = (target.clone(), Arc::clone(prepared));
+        await_nodes(cluster.address(), cluster.names.clone()).await?;
         let job = blocking(move || {
             let scheduler = Scheduler::connect(&submit)?;
-            await_nodes(&scheduler, nodes)?;
             prepared.hand_over(&scheduler, &JobOptions::default(), &environment)
         });
         let job = job.await?.id;
@@ -119,15 +110,6 @@ fn on_own_cluster(
     // After a second Ctrl-C the thread that follows the job still looks for its scheduler.
     runtime.shutdown_background();
     code
-}
-
-/// Waits until all nodes have registered: the first thing said of a job that comes before them would be that there are none.
-fn await_nodes(scheduler: &Scheduler, nodes: usize) -> Result<(), CliError> {
-    let until = Instant::now() + NODES_LIMIT;
-    while all_nodes(scheduler, "")?.len() < nodes && Instant::now() < until {
-        thread::sleep(LOOK_PERIOD);
-    }
-    Ok(())
 }
 
 /// Shows the job to its end. The first signal checkpoints it, a second one leaves it.

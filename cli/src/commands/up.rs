@@ -4,20 +4,21 @@
 use super::Environment;
 use super::cluster::{ClusterArgs, new_socket, socket_address};
 use super::daemon::{self, log_to_stderr, make_dir, run_daemon, second_stop_signal, stop_signal};
-use super::nodes::{Whose, drain_node, resume_node};
+use super::nodes::{Whose, all as all_nodes, drain_node, resume_node};
 use super::scheduler::PolicyArgs;
 use crate::backend::scheduler::Scheduler;
 use crate::backend::{Backend, Phase, Wanted};
 use crate::error::CliError;
 use crate::screen;
-use lampyris_proto::v1::Capacity;
+use lampyris_proto::v1::{self, Capacity};
 use lampyris_scheduler::core::Policy;
 use lampyris_scheduler::service::{Address, Options};
 use lampyris_worker::cores::CoreList;
 use lampyris_worker::daemon::Handle;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
@@ -26,6 +27,12 @@ const LEASE_MS: u64 = 10_000;
 
 /// Between two looks at whether all jobs have stopped.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+/// How long the nodes of a cluster may take to register.
+const NODES_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether they have.
+const REGISTER_PERIOD: Duration = Duration::from_millis(20);
 
 /// Jobs that are looked at.
 const LIST_LIMIT: usize = 10_000;
@@ -64,7 +71,7 @@ pub(crate) struct Cluster {
     workers: Vec<Handle>,
     /// Each gives its node's name when it ends.
     running: JoinSet<(String, Result<(), CliError>)>,
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
 }
 
 impl Cluster {
@@ -177,17 +184,10 @@ pub(crate) fn run(args: &Args, environment: &Environment) -> Result<u8, CliError
     run_daemon(async {
         let mut cluster = Cluster::start(&dir, &size, policy, environment)?;
         let (address, names) = (cluster.address(), cluster.names.clone());
-        // Those of an `up` that was killed while it emptied its nodes.
-        let reopened = (address.clone(), names.clone());
-        blocking(move || reopen(&reopened.0, &reopened.1)).await?;
-        screen::say(format_args!(
-            "a cluster of {} nodes at {address}\n`lampyris submit RECIPE` gives it a job, `lampyris top` shows it, Ctrl-C stops it",
-            args.nodes,
-        ));
-        say_if_crowded(args.nodes);
         let broken = tokio::select! {
             () = stop_signal() => None,
             why = cluster.breaks() => Some(why),
+            Err(why) = serve(address.clone(), names.clone()) => Some(why),
         };
         if let Some(why) = &broken {
             tracing::error!("{why}");
@@ -213,6 +213,41 @@ async fn stop(cluster: Cluster, address: String, names: Vec<String>) -> Result<(
     let reopened = blocking(move || reopen(&address, &names)).await;
     let ended = cluster.stop_scheduler().await;
     emptied.and(stopped).and(reopened).and(ended)
+}
+
+/// Waits until the named nodes are in service, or [`NODES_LIMIT`] has passed: a job that comes before them would hear that
+/// there is no room, or make room among those that are there.
+pub(crate) async fn await_nodes(address: String, names: Vec<String>) -> Result<(), CliError> {
+    let wanted = names.len();
+    let in_service = move |node: &v1::Node| {
+        node.state() == v1::node::State::Online && names.contains(&node.name)
+    };
+    blocking(move || {
+        let scheduler = Scheduler::connect(&ClusterArgs::at(address).address_only())?;
+        let until = Instant::now() + NODES_LIMIT;
+        while Instant::now() < until {
+            let nodes = all_nodes(&scheduler, "")?;
+            if nodes.iter().filter(|node| in_service(node)).count() == wanted {
+                break;
+            }
+            thread::sleep(REGISTER_PERIOD);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Makes the cluster ready and says so. Never returns but with an error.
+async fn serve(address: String, names: Vec<String>) -> Result<Infallible, CliError> {
+    let (nodes, reopened) = (names.len(), (address.clone(), names.clone()));
+    // Those of an `up` that was killed while it emptied its nodes.
+    blocking(move || reopen(&reopened.0, &reopened.1)).await?;
+    await_nodes(address.clone(), names).await?;
+    screen::say(format_args!(
+        "a cluster of {nodes} nodes at {address}\n`lampyris submit RECIPE` gives it a job, `lampyris top` shows it, Ctrl-C stops it",
+    ));
+    say_if_crowded(nodes);
+    std::future::pending().await
 }
 
 /// Says that some workers have a core together.

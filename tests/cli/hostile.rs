@@ -51,6 +51,15 @@ fn damaged_run(desk: &Desk) {
     fs::write(run.join("status.json"), status).unwrap();
 }
 
+/// Two crates that may not know each other hold the list: what one shows escaped the other refuses in names and paths.
+#[test]
+fn what_is_escaped_on_a_screen_is_refused_in_a_name() {
+    for c in (0..=0x10_ffff).filter_map(char::from_u32) {
+        let refused = lampyris_proto::words::name_problem(&format!("a{c}b")).is_some();
+        assert_eq!(lampyris_plan::visible::is_hidden(c), refused, "{c:?}");
+    }
+}
+
 #[test]
 fn names_and_reasons_in_files_of_a_run_are_shown_as_text() {
     let desk = Desk::new("").with("PATH", "/nowhere").with("LAMPYRIS_CONFIG", "none.toml");
